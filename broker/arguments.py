@@ -6,6 +6,7 @@ Owns how a wrong argument is reported. Imports no message and no client, so that
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import re
 from collections.abc import Callable
@@ -17,6 +18,17 @@ if TYPE_CHECKING:
 
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        """Refuse a value that isn't one of the choices; of a mistyped one, say which was meant."""
+        if action.choices is None or value in action.choices:
+            return
+        is_command = action.nargs == argparse.PARSER
+        names = [str(choice) for choice in action.choices]
+        near = difflib.get_close_matches(str(value), names, n=1)
+        fix = f"did you mean {near[0]}?" if near else f"choose from {', '.join(names)}"
+        text = f"there is no {'command' if is_command else 'choice'} {value!r}; {fix}"
+        raise argparse.ArgumentError(None if is_command else action, text)
 
     def error(self, message: str) -> NoReturn:
         """Print the error and exit with 2."""
@@ -36,6 +48,8 @@ def add_broker(parser: argparse.ArgumentParser, otherwise: str = "default mqtt:/
     options.add_argument("--user", metavar="NAME", help="the name of this client's account")
     options.add_argument("--password-file", metavar="FILE", help="a file with the account's password")
     options.add_argument("--site", type=site_prefix, metavar="PREFIX", help="the site's topic prefix, when it has one")
+    text = "of the log lines on standard error; default console at a terminal, else json; S2M3_LOG_FORMAT sets it, too"
+    parser.add_argument("--log-format", choices=("console", "json"), help=text)
 
 
 def places_of(arguments: argparse.Namespace) -> tuple[Place, ...]:
@@ -92,9 +106,9 @@ def count(least: int, most: int | None = None) -> Callable[[str], int]:
 
 def site_prefix(text: str) -> str:
     """The type of an argument that is a site's topic prefix, without slashes at its ends."""
-    from broker.protocol.specs import SITE_PATTERN  # noqa: PLC0415 - pydantic, and only where a site is named
+    from broker.protocol.specs import INVALID_SITE, SITE_PATTERN  # noqa: PLC0415 - pydantic, and only where a site is named
 
     site = text.strip("/")
     if not re.fullmatch(SITE_PATTERN, site):
-        raise argparse.ArgumentTypeError(f"must consist of a-z, 0-9 and -, with / between levels, got {text!r}")
+        raise argparse.ArgumentTypeError(f"{INVALID_SITE}, got {text!r}")
     return site

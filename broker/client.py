@@ -7,6 +7,7 @@ Invariants:
 - Each request ends in exactly one ``Response``, an answer or an error, by its deadline. A second answer to the same id
   is counted and dropped.
 - Only ``close`` ends the client's thread. An unexpected error that concerns one request is raised by its future.
+- No representation, error or log line has a password.
 - An accepted request ends also when the client is closed meanwhile. A cancelled request is not resent.
 """
 
@@ -22,21 +23,45 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 import structlog
+from pydantic import JsonValue
 
+from broker.given_inputs import File, Given, Text, read_given
 from broker.pending_requests import FIRST_RETRY_S, PendingRequest, PendingRequests
 from broker.protocol.codec import MAX_CONTROL_BYTES, RawInput, decode_result, encode_request
-from broker.protocol.errors import ErrorCode, LocalProtocolError, MessageTooLarge, RemoteProtocolError, TransportError
+from broker.protocol.errors import (
+    ErrorCode,
+    LocalProtocolError,
+    MessageTooLarge,
+    RemoteProtocolError,
+    RequestFailed,
+    TransportError,
+)
 from broker.protocol.messages import MAX_DEADLINE_S, ErrorBody, Result, Route
 from broker.protocol.specs import RequestId, TaskName
 from broker.protocol.tensors import Tensors
 from broker.protocol.topics import RESULTS, TASK_REQUESTS, TASK_ROUTE, prefix_of, read, require_id
+from broker.protocol.trace_context import read_traceparent
 from broker.transport.connect import client_id_for, connect
-from broker.transport.connection import Connection, command_line, read_connection
+from broker.transport.connection import Connection, argument, read_connection
 from broker.transport.denials import Denials
 from broker.transport.mailbox import Mailbox
 from broker.transport.port import Delivery, Denied, LinkDown, LinkEvent, LinkUp, MakeTransport, Outgoing, Undelivered
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to ``ask``."""
+
+    answer: str  # the label, the text or the answer of the output; empty if it has none, as a mask or a vector
+    output: dict[str, JsonValue]  # all that the task says
+    tensors: Tensors  # its arrays, if it has any
+    latency_s: float
+    path: tuple[str, ...]  # the nodes that computed it, as NODE@DEVICE
+
+    def __str__(self) -> str:
+        return self.answer
 
 
 @dataclass(frozen=True)
@@ -47,6 +72,7 @@ class Response:
     latency_s: float
     attempts: int
     tensors: Tensors = field(default_factory=dict)  # the output, when it is a tensor
+    failure: TransportError | None = None  # why it could not be asked: no connection, or an access rule
 
     @property
     def ok(self) -> bool:
@@ -61,7 +87,11 @@ class _Submitted:
 
 
 class Client:
-    """A sensor's client. ``submit`` returns a future, ``request`` waits, ``request_async`` is for asyncio.
+    """A sensor's client: ``client.ask("vqa", image="frame.jpg", text="what animal is this?").answer``.
+
+    ``ask`` reads files, finds the inputs that they go to, and raises what goes wrong. ``request`` takes the inputs by
+    their names, waits for a broker that is away, and returns errors; ``submit`` returns its future. ``ask_async`` and
+    ``request_async`` are for asyncio. One client serves several threads, and is a context manager.
 
     Args:
         broker: its address, ``mqtt://host:port`` or ``mqtts://host:port``, or a whole ``Connection``. What an address
@@ -87,12 +117,18 @@ class Client:
         first_retry_s: float = FIRST_RETRY_S,
         make_transport: MakeTransport = connect,
     ) -> None:
-        connection = broker if isinstance(broker, Connection) else read_connection(command_line(broker=broker))
-        connection = replace(connection, site=site or connection.site)
+        if not isinstance(broker, Connection):
+            if not (broker is None or isinstance(broker, str)):  # an error of the reader's would show the value
+                kind = type(broker).__name__
+                raise LocalProtocolError(
+                    f"broker must be an address such as mqtt://host:port, or a Connection, got {kind}"
+                )
+            broker = read_connection(argument(broker))
+        connection = replace(broker, site=site or broker.site)
         self.client_id = client_id or connection.client_id or f"client-{uuid.uuid4().hex[:12]}"
         self.duplicates = 0
         """The number of answers to requests that already had one."""
-        self._prefix = prefix_of(connection.site)
+        self._prefix, self._url = prefix_of(connection.site), connection.url
         require_id("client", self.client_id)
         self._mailbox: Mailbox[LinkEvent | _Submitted | None] = Mailbox()
         self._pending = PendingRequests(self._prefix, self.client_id, str(connection), first_retry_s=first_retry_s)
@@ -109,21 +145,56 @@ class Client:
         self._thread.start()
 
     def submit(
-        self, task: str, inputs: Mapping[str, RawInput | bytes | str], *, deadline_s: float = 30.0
+        self,
+        task: str,
+        inputs: Mapping[str, RawInput | bytes | str],
+        *,
+        deadline_s: float = 30.0,
+        traceparent: str | None = None,
     ) -> Future[Response]:
         """Send a request; returns the future of its response. Texts are sent as ``text/plain``, bytes without a type.
+
+        A W3C ``traceparent`` goes with it, and stands in its trace; one that isn't valid is left out.
 
         Raises:
             LocalProtocolError: the task's name or the deadline is not valid, or the client is closed.
         """
+        self._check(task, deadline_s)
+        payload, content_type = encode_request({name: _raw(value) for name, value in inputs.items()})
+        return self._submit(task, payload, content_type, deadline_s, traceparent=traceparent)
+
+    def submit_given(
+        self, task: str, given: Given, *, deadline_s: float = 30.0, traceparent: str | None = None
+    ) -> Future[Response]:
+        """Send a request as ``ask`` does; returns the future of its response.
+
+        Raises:
+            LocalProtocolError: the task's name or the deadline is not valid, or the client is closed. The future raises
+                it when the task has no such input.
+        """
+        self._check(task, deadline_s)
+        return self._submit(task, b"", "", deadline_s, given, traceparent=traceparent)
+
+    def _check(self, task: str, deadline_s: float) -> None:
         if not 0 < deadline_s <= MAX_DEADLINE_S:  # false for NaN, too
             raise LocalProtocolError(
                 f"deadline_s must be greater than 0 and at most {MAX_DEADLINE_S:.0f}, got {deadline_s}"
             )
         TASK_REQUESTS.at(self._prefix, task=task)  # refuses an invalid name, at once
-        payload, content_type = encode_request({name: _raw(value) for name, value in inputs.items()})
+
+    def _submit(
+        self,
+        task: str,
+        payload: bytes,
+        content_type: str,
+        deadline_s: float,
+        given: Given | None = None,
+        *,
+        traceparent: str | None,
+    ) -> Future[Response]:
         now_s = time.monotonic()
-        pending = PendingRequest(uuid.uuid4().hex, task, payload, content_type, now_s, now_s + deadline_s)
+        pending = PendingRequest(uuid.uuid4().hex, task, payload, content_type, now_s, now_s + deadline_s, given=given)
+        pending.traceparent = read_traceparent(*filter(None, [traceparent]))
         future: Future[Response] = Future()
         with self._closing:
             if self._closed:
@@ -134,15 +205,75 @@ class Client:
             future.set_result(_response(pending, ErrorBody(code=ErrorCode.OVERLOADED, message=text)))
         return future
 
-    def request(self, task: str, inputs: Mapping[str, RawInput | bytes | str], *, deadline_s: float = 30.0) -> Response:
+    def request(
+        self,
+        task: str,
+        inputs: Mapping[str, RawInput | bytes | str],
+        *,
+        deadline_s: float = 30.0,
+        traceparent: str | None = None,
+    ) -> Response:
         """Send a request and wait for its response, which comes by the deadline."""
-        return self.submit(task, inputs, deadline_s=deadline_s).result()
+        return self.submit(task, inputs, deadline_s=deadline_s, traceparent=traceparent).result()
 
     async def request_async(
-        self, task: str, inputs: Mapping[str, RawInput | bytes | str], *, deadline_s: float = 30.0
+        self,
+        task: str,
+        inputs: Mapping[str, RawInput | bytes | str],
+        *,
+        deadline_s: float = 30.0,
+        traceparent: str | None = None,
     ) -> Response:
         """Send a request and wait for its response without blocking the event loop."""
-        return await asyncio.wrap_future(self.submit(task, inputs, deadline_s=deadline_s))
+        return await asyncio.wrap_future(self.submit(task, inputs, deadline_s=deadline_s, traceparent=traceparent))
+
+    def ask(
+        self,
+        task: str,
+        *,
+        image: File | None = None,
+        text: Text | None = None,
+        audio: File | None = None,
+        deadline_s: float = 30.0,
+        traceparent: str | None = None,
+        **named: File | Text,
+    ) -> Answer:
+        """Ask a task and wait for its answer.
+
+        Args:
+            task: its name.
+            image: the path or the bytes of a picture.
+            text: a text, or a list of lines. Of a task with several texts each one goes to the next.
+            audio: the path or the bytes of a sound.
+            deadline_s: the longest wait.
+            traceparent: W3C's, which stands in the request's trace; one that isn't valid is left out.
+            named: values for the inputs of these names: texts, bytes, or a file as ``pathlib.Path``.
+
+        Raises:
+            RequestFailed: the task answers with an error: ``code`` and ``message`` say which.
+            NotConnected: the broker can't be reached, or refuses this client; the message says why.
+            BrokerRefused: an access rule of the broker forbids the question, or hides the answer.
+            BadFile: a file can't be read, or holds another kind of input.
+            LocalProtocolError: an argument is wrong, the task has no such input, or the client is closed.
+        """
+        given = read_given(image, text, audio, **named)
+        return _answer_of(self.submit_given(task, given, deadline_s=deadline_s, traceparent=traceparent).result())
+
+    async def ask_async(
+        self,
+        task: str,
+        *,
+        image: File | None = None,
+        text: Text | None = None,
+        audio: File | None = None,
+        deadline_s: float = 30.0,
+        traceparent: str | None = None,
+        **named: File | Text,
+    ) -> Answer:
+        """``ask`` without blocking the event loop."""
+        given = await asyncio.to_thread(read_given, image, text, audio, **named)
+        pending = self.submit_given(task, given, deadline_s=deadline_s, traceparent=traceparent)
+        return _answer_of(await asyncio.wrap_future(pending))
 
     def close(self) -> None:
         """Disconnect; pending requests end with an error. Safe to call twice."""
@@ -152,6 +283,9 @@ class Client:
         if threading.current_thread() is not self._thread:  # a future's callback may close the client
             self._thread.join()
         self._transport.close()
+
+    def __repr__(self) -> str:
+        return f"Client({self._url!r}, client_id={self.client_id!r})"
 
     def __enter__(self) -> Self:
         return self
@@ -205,9 +339,11 @@ class Client:
             case LinkUp():
                 self._pending.on_link_up(now_s)
             case LinkDown(reason, cause):
-                self._pending.on_link_down(reason, is_final=cause == "refused")
+                self._pending.on_link_down(
+                    reason, is_final=cause == "refused", is_taken=cause == "taken", is_absent=cause == "absent"
+                )
             case Undelivered(topic, token=str(request)):
-                self._pending.on_undelivered(request, now_s)
+                self._pending.on_undelivered(request, topic, now_s)
                 self._pending.on_topic_refused(topic, now_s)
             case Denied(topic, reason, token):
                 if self._denials.is_new(event):
@@ -224,7 +360,7 @@ class Client:
             route = incoming.decode()
             self._pending.on_route(incoming.ids["task"], route if isinstance(route, Route) else None, now_s)
         elif incoming is not None and incoming.topic is RESULTS:
-            request = incoming.ids["request"]
+            request, self._pending.answered = incoming.ids["request"], True
             if request not in self._futures:
                 self.duplicates += 1
                 return
@@ -246,7 +382,8 @@ class Client:
             elif step is not None:
                 self._publish(request, step)
         except Exception as error:
-            log.exception("request_failed", client=self.client_id, request=request)
+            if not isinstance(error, LocalProtocolError):
+                log.exception("request_failed", client=self.client_id, request=request)
             future = self._end(request)[1]
             if future is not None:
                 future.set_exception(error)
@@ -285,7 +422,19 @@ class Client:
 
 def _response(pending: PendingRequest, answer: Result | ErrorBody, tensors: Tensors | None = None) -> Response:
     result = answer if isinstance(answer, Result) else Result(request=pending.id, task=pending.task, error=answer)
-    return Response(result, time.monotonic() - pending.created_s, pending.attempts, tensors or {})
+    failure = pending.failure if result.error else None
+    return Response(result, time.monotonic() - pending.created_s, pending.attempts, tensors or {}, failure)
+
+
+def _answer_of(response: Response) -> Answer:
+    if response.failure is not None:
+        raise response.failure
+    result = response.result
+    if result.error is not None:
+        raise RequestFailed(result.error.code, result.error.message, retry_after_s=result.error.retry_after_s)
+    output = result.answer or {}
+    path = tuple(f"{timing.node}@{timing.device}" for timing in result.timings)
+    return Answer(result.text, output, response.tensors, response.latency_s, path)
 
 
 def _raw(value: RawInput | bytes | str) -> RawInput:

@@ -10,7 +10,10 @@ Invariants:
 - A request's topic names its client, so that access rules can tell clients apart. Where the broker says that no front
   door subscribes to that topic, or forbids it, the other one is used: a front door of an older version, an older rule.
   A request that it forbids on both ends at once, and so does every request if it forbids the subscription to answers.
-- A client that may not read a task's route sends its requests without one, as any other sensor does.
+- A client that may not read a task's route sends its requests without one, as any other sensor does. Brokers with a
+  file of access rules don't say so: where no route comes, an asked request is sent all the same.
+- An asked request (``ask``) ends with the reason as soon as an attempt to connect fails, unless there was a connection
+  before. Other requests wait for the broker until their deadline.
 - A route is watched while a request for its task is pending. Afterwards it is watched only if the task is served, or
   if it was served before the link was lost and the broker may still publish its route again.
 """
@@ -21,10 +24,14 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from broker.protocol.errors import ErrorCode
-from broker.protocol.messages import MAX_EPOCH_JUMP, ErrorBody, Route
+from broker.epochs import is_stale
+from broker.given_inputs import Given
+from broker.protocol.codec import encode_request
+from broker.protocol.errors import BrokerRefused, ErrorCode, NotConnected, TransportError
+from broker.protocol.messages import ErrorBody, Route
 from broker.protocol.specs import RequestId, TaskName
 from broker.protocol.topics import CLIENT_REQUESTS, REQUESTS, RESULTS, TASK_REQUESTS, TASK_ROUTE, Topic
+from broker.protocol.trace_context import Traceparent
 from broker.transport.port import Outgoing
 
 ROUTE_WAIT_S = 0.7  # a retained route arrives within milliseconds of the subscription; later means never
@@ -37,7 +44,7 @@ _MAX_DOUBLINGS = 10  # any longest retry is reached by then, and no power of two
 
 @dataclass
 class PendingRequest:
-    """One request without an answer yet."""
+    """One request without an answer yet. An asked one has ``given``, and its bytes when its inputs' names are known."""
 
     id: RequestId
     task: TaskName
@@ -47,7 +54,11 @@ class PendingRequest:
     deadline_s: float
     next_send_s: float = -math.inf
     attempts: int = 0
-    refusals: dict[Topic, str] = field(default_factory=dict)  # the broker's, by the kind of the request's topic
+    refusals: dict[Topic, BrokerRefused] = field(default_factory=dict)  # by the kind of the request's topic
+    given: Given | None = None
+    traceparent: Traceparent | None = None
+    nobody: set[Topic] = field(default_factory=set)  # the kinds of topics that no client subscribed to
+    failure: TransportError | None = None  # why it could not be asked
 
 
 @dataclass
@@ -75,9 +86,13 @@ class PendingRequests:
         self._watches: dict[TaskName, _Watch] = {}
         self._up_s: float | None = None  # the link is up since then
         self._names_client = True  # in the topic of a request
-        self._no_answers: str | None = None  # why none can come over this link
+        self._no_answers: BrokerRefused | None = None  # none can come over this link
         self._why_down = f"the broker at {broker} has not answered yet"
         self._never_up = False  # every attempt to connect would fail
+        self._was_up = False
+        self._gives_up = False  # asked requests don't wait for the next attempt
+        self._is_absent = False  # nothing listens or answers at the broker's address
+        self.answered = False  # whether an answer ever came
 
     @property
     def ids(self) -> tuple[RequestId, ...]:
@@ -103,14 +118,19 @@ class PendingRequests:
     def on_link_up(self, now_s: float) -> None:
         """The broker publishes its routes again; every request is due, as the old link may have lost it."""
         self._up_s, self._never_up = now_s, False
+        self._was_up, self._gives_up = True, False
         for watch in self._watches.values():
             watch.absent_s = now_s + (RETURN_WAIT_S if watch.route or watch.lost else ROUTE_WAIT_S)
         self._expedite(self._requests.values(), now_s)
 
-    def on_link_down(self, reason: str, *, is_final: bool) -> None:
-        """There is no link: every route is provisional. A final reason ends the requests: all attempts would fail."""
+    def on_link_down(self, reason: str, *, is_final: bool, is_taken: bool = False, is_absent: bool = False) -> None:
+        """There is no link: every route is provisional. A final reason ends the requests: all attempts would fail.
+
+        Asked requests also end if there was no link before, or if another client has this client id (``is_taken``).
+        """
         self._up_s, self._no_answers = None, None
         self._why_down, self._never_up = reason, is_final
+        self._gives_up, self._is_absent = is_taken or not self._was_up, is_absent
         for watch in self._watches.values():
             watch.confirmed, watch.forbidden = False, False
 
@@ -120,11 +140,8 @@ class PendingRequests:
         if watch is None:
             return  # it crossed with the end of the subscription
         known = watch.route
-        is_older = route and known and (route.epoch, route.generation) < (known.epoch, known.generation)
-        if route and known and is_older and not (known.unavailable and route.complete):
-            return  # it is stale, unless the newer one was a lie, which the leader overwrites
-        if route and route.epoch > (known.epoch if known else 0) + MAX_EPOCH_JUMP:
-            return  # no leader can have come to this term; the next route would look stale
+        if route and is_stale(_fence(route), _fence(known) if known else None) and not _corrects(route, known):
+            return
         watch.route, watch.confirmed, watch.lost = route, True, False
         if route is None:
             watch.absent_s = now_s + ROUTE_WAIT_S
@@ -132,9 +149,10 @@ class PendingRequests:
             wait_s = SOON_S if known else 0.0  # the members of a new front door are about to subscribe
             self._expedite(self._of_task(task), now_s + wait_s)
 
-    def on_undelivered(self, request: RequestId, now_s: float) -> None:
+    def on_undelivered(self, request: RequestId, topic: str, now_s: float) -> None:
         """No front door subscribes to the task's requests; one is about to."""
-        if request in self._requests:
+        if pending := self._requests.get(request):
+            pending.nobody.add(TASK_REQUESTS if CLIENT_REQUESTS.match(self._prefix, topic) is None else CLIENT_REQUESTS)
             self.retry_after(request, SOON_S, now_s)
 
     def on_topic_refused(self, topic: str, now_s: float) -> None:
@@ -146,15 +164,14 @@ class PendingRequests:
 
     def on_denied(self, topic: str, reason: str, request: RequestId | None, now_s: float) -> None:
         """The broker refused a request (with its id), or a subscription."""
-        why = f"the broker refused {topic}: {reason}"
         pending = self._requests.get(request or "")
         if pending is not None:
             named = CLIENT_REQUESTS.match(self._prefix, topic) is not None
-            pending.refusals.setdefault(CLIENT_REQUESTS if named else TASK_REQUESTS, why)
+            pending.refusals.setdefault(CLIENT_REQUESTS if named else TASK_REQUESTS, BrokerRefused(topic, reason))
             self._names_client = not named
             self._expedite([pending], now_s)
         elif topic == RESULTS.filter(self._prefix, client=self._client_id):
-            self._no_answers = why
+            self._no_answers = BrokerRefused(topic, reason, "without it this client can't read its answers: allow it")
         elif (ids := TASK_ROUTE.match(self._prefix, topic)) is not None and ids["task"] in self._watches:
             self._watches[ids["task"]].forbidden = True
             self._expedite(self._of_task(ids["task"]), now_s)
@@ -195,6 +212,8 @@ class PendingRequests:
             return self._send(pending, now_s)
         if route is None and self._up_s is not None:
             if now_s >= watch.absent_s:
+                if pending.given and len(pending.nobody) < len(REQUESTS):
+                    return self._send(pending, now_s)  # the route may be hidden
                 text = f"no task is called {pending.task}; see `s2m3 status`, deploy it with `s2m3 deploy FILE`"
                 return ErrorBody(code=ErrorCode.NO_ROUTE, message=text)
             pending.next_send_s = watch.absent_s
@@ -218,13 +237,18 @@ class PendingRequests:
 
     def _error_of(self, pending: PendingRequest, watch: _Watch, now_s: float) -> ErrorBody | None:
         """The error that ends a request now."""
-        why = self._why_down if self._never_up else self._no_answers
+        gives_up = self._never_up or (self._gives_up and pending.given is not None)
+        pending.failure = NotConnected(self._why_down, is_absent=self._is_absent) if gives_up else self._no_answers
+        why = None
         if len(pending.refusals) == len(REQUESTS):
-            why = pending.refusals[CLIENT_REQUESTS]
+            pending.failure = pending.refusals[CLIENT_REQUESTS]
         elif now_s >= pending.deadline_s:
-            return ErrorBody(code=ErrorCode.DEADLINE_EXCEEDED, message=self._why_late(watch.route))
+            text = self._why_late(pending, watch.route)
+            pending.failure = NotConnected(text, is_absent=self._is_absent) if self._up_s is None else pending.failure
+            return ErrorBody(code=ErrorCode.DEADLINE_EXCEEDED, message=text)
         elif watch.route and watch.confirmed:
-            why = why or watch.route.unavailable
+            why = watch.route.unavailable
+        why = str(pending.failure) if pending.failure else why
         return ErrorBody(code=ErrorCode.NO_ROUTE, message=why) if why else None
 
     def _expedite(self, requests: Iterable[PendingRequest], send_s: float) -> None:
@@ -235,6 +259,10 @@ class PendingRequests:
         return [pending for pending in self._requests.values() if pending.task == task]
 
     def _send(self, pending: PendingRequest, now_s: float) -> Outgoing:
+        if pending.given and not pending.payload:
+            route = self._watches[pending.task].route
+            inputs = pending.given.place(pending.task, route.inputs if route else {})
+            pending.payload, pending.content_type = encode_request(inputs)
         doublings = min(pending.attempts, _MAX_DOUBLINGS)
         pending.next_send_s = now_s + min(self._longest_retry_s, self._first_retry_s * 2**doublings)
         pending.attempts += 1
@@ -249,17 +277,33 @@ class PendingRequests:
             correlation=pending.id.encode(),
             content_type=pending.content_type,
             expiry_s=max(1, math.ceil(pending.deadline_s - now_s)),
+            traceparent=pending.traceparent,
             token=pending.id,
         )
 
-    def _why_late(self, route: Route | None) -> str:
+    def _why_late(self, pending: PendingRequest, route: Route | None) -> str:
         if self._up_s is None:
             return f"no connection to the broker: {self._why_down}"
-        if route is None:
+        if route is None and not pending.attempts:
             return "the task's route had not arrived; allow more time, or see `s2m3 status`"
-        if not route.front_door:
+        if route is not None and not route.front_door:
             return "the task's modules were still being loaded; allow more time"
-        return "no answer in time; allow more time or add devices"
+        if self.answered:
+            return "no answer in time; allow more time or add devices"
+        answers = RESULTS.filter(self._prefix, client=self._client_id)
+        return (
+            f"no answer in time, and no answer has ever come to this client: an access rule of the broker may hide "
+            f"{answers} from it, so allow its account to read that; otherwise allow more time or add devices"
+        )
+
+
+def _fence(route: Route) -> tuple[int, int]:
+    return route.epoch, route.generation
+
+
+def _corrects(route: Route, known: Route | None) -> bool:
+    """Whether an older route is the leader's, after a lie that the task is unavailable."""
+    return known is not None and bool(known.unavailable) and route.complete and route.epoch <= known.epoch
 
 
 def _front_door(route: Route) -> tuple[int, int, bool]:

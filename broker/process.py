@@ -14,18 +14,35 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from broker.protocol.errors import BadFile
 from broker.structured_log import structlog
 
+LOG_FORMAT = "S2M3_LOG_FORMAT"
 
-def log_to_stderr(*, level: int = logging.INFO) -> None:
-    """Log lines with fields: readable at a terminal, JSON anywhere else."""
+
+def log_to_stderr(log_format: str | None = None, *, level: int = logging.INFO) -> None:
+    """Log lines with fields to standard error: readable ones (``console``), or ``json``.
+
+    Args:
+        log_format: as the command line has it; None: as S2M3_LOG_FORMAT says, else readable at a terminal only.
+        level: the lowest level that is shown.
+
+    Raises:
+        BadFile: S2M3_LOG_FORMAT is wrong.
+    """
     at_terminal = sys.stderr.isatty()
+    wanted = log_format or os.environ.get(LOG_FORMAT) or ("console" if at_terminal else "json")
+    if wanted not in {"console", "json"}:
+        raise BadFile(file=LOG_FORMAT, problem=f"must be console or json, got {wanted!r}", fix="change this variable")
+    is_console = wanted == "console"
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([] if at_terminal else [structlog.processors.format_exc_info]),
-            structlog.dev.ConsoleRenderer() if at_terminal else structlog.processors.JSONRenderer(default=str),
+            *([] if is_console else [structlog.processors.format_exc_info]),
+            structlog.dev.ConsoleRenderer(colors=at_terminal)
+            if is_console
+            else structlog.processors.JSONRenderer(default=str),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # looked up for each line: tests replace it

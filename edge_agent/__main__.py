@@ -9,25 +9,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from broker.arguments import OneLineParser, add_broker, add_until_stdin_closes, places_of
+from broker.directories import cache_directory, in_home
 from broker.files import load_spec
 from broker.process import log_to_stderr, stopped_by_signals
 from broker.protocol.errors import BadFile, IdInUse
+from broker.service_manager import ServiceManager
 from broker.transport.connect import check_files
-from edge_agent.config import STATE_DIR, AgentConfig, connections
+from edge_agent.config import AgentConfig, connections
 from edge_agent.device.footprint import share_one_heap
+from edge_agent.device.last_start import changes_since
 from edge_agent.end_guard import EndGuard
 from edge_agent.modules.weights.allowed import allow
 from edge_agent.modules.weights.digests import Recorded, record_in
-from edge_agent.modules.weights.hub import DIRECTORY_VARIABLE
+from edge_agent.modules.weights.hub import DIRECTORY_VARIABLE, check_endpoint, models_directory
+from edge_agent.modules.weights.stored import Cache, keep_in
 from edge_agent.restart import PassHung, restart
 from edge_agent.runtime import engines
 from edge_agent.runtime.accelerator import CPU_BATCH, chosen
 from edge_agent.watchdog import Watchdog
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, *, needs_config: bool = True) -> None:
     """Add the agent's arguments to the parser of this program or of a command of another one."""
-    parser.add_argument("--config", required=True, metavar="FILE", help="the device's YAML file")
+    parser.add_argument("--config", required=needs_config, metavar="FILE", help="the device's YAML file")
     add_broker(parser, "default the file's")
     add_until_stdin_closes(parser)
 
@@ -38,14 +42,19 @@ def run(arguments: argparse.Namespace) -> int:
     A hung forward pass ends in a new process with this one's id, or in ``EXIT_HUNG`` after several. One that keeps the
     interpreter's lock ends this process by SIGPROF (``watchdog``).
     """
-    log_to_stderr()
+    log_to_stderr(arguments.log_format)
     share_one_heap()
+    manager = ServiceManager(os.environ)
+    manager.turn()  # after a hung pass, too: the watchdog goes on over `exec`
     config = load_spec(arguments.config, AgentConfig)
     reached = connections(config, *places_of(arguments), file=arguments.config)
     check_files(reached[0])
+    config.downloads.check_files(arguments.config)
     if config.models:
         os.environ[DIRECTORY_VARIABLE] = config.models
-    engine = engines.chosen("torch" if config.accelerator == "cuda" else config.engine, arguments.config)
+    engine = engines.imported(
+        engines.chosen(config.engine, arguments.config, needs_cuda=config.accelerator == "cuda"), arguments.config
+    )
 
     from edge_agent.device.about import about  # noqa: PLC0415 - after the configuration
     from edge_agent.device.calibration import Calibration  # noqa: PLC0415 - the same
@@ -58,14 +67,14 @@ def run(arguments: argparse.Namespace) -> int:
     from edge_agent.runtime.store import Store  # noqa: PLC0415 - the same
     from edge_agent.service import Agent  # noqa: PLC0415 - the same
 
-    accelerator = chosen(config.accelerator) if engine == "torch" else None
+    accelerator = chosen(config.accelerator, arguments.config) if engine == "torch" else None
     batch = config.batch or (accelerator.batch if accelerator else CPU_BATCH)
     runner = Runner(threads=config.threads, batch=batch, device=accelerator.device if accelerator else "cpu")
     measured_profile = profile(config, engine=engine, accelerator=accelerator)
-    offered, cache = with_cache(measured_profile, config.cache, beside=accelerator is not None)
-    directory = Path(config.state_dir).expanduser() if config.state_dir else STATE_DIR
-    allow(config.weights)
-    record_in(Recorded(directory / f"{config.id}.weights.json"))
+    offered, cache = with_cache(measured_profile, config.cache, beside=accelerator is not None, file=arguments.config)
+    # May be deleted: the measurements are repeated, and the next load of each module is trusted.
+    directory = in_home(config.state_dir) if config.state_dir else cache_directory("state_dir")
+    _load_weights_as(config, directory)
     libraries = engines.version(engine) + (f", {accelerator.name}" if accelerator else "")
     measured = Measurements(directory / f"{config.id}.json", setting(config.threads, libraries))
     full_speed = offered.compute_flops_per_s / config.speed
@@ -82,11 +91,12 @@ def run(arguments: argparse.Namespace) -> int:
         profile=offered,
         store=store,
         runner=runner,
-        about=about(accelerator),
+        about=about(accelerator, changes_since(directory / f"{config.id}.start.json", config, models_directory())),
         note=note,
         cache=cache,
         on_turn=watchdog.reset,
         connections=reached,
+        manager=manager,
     )
     guard = EndGuard()
 
@@ -103,6 +113,15 @@ def run(arguments: argparse.Namespace) -> int:
             return restart()
     note.remove()
     return 0
+
+
+def _load_weights_as(config: AgentConfig, directory: Path) -> None:
+    """Set which weights this process loads, where it keeps what it fetches, and where their digests."""
+    check_endpoint()
+    allow(config.weights)
+    kept = config.downloads.directory
+    keep_in(Cache(in_home(kept) if kept else directory / "weights", config.downloads))
+    record_in(Recorded(directory / f"{config.id}.weights.json"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

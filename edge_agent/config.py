@@ -5,22 +5,20 @@ Owns the fields and their defaults. ``broker.files.load_spec`` reads it and name
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from broker.protocol.messages import MAX_BATCH
-from broker.protocol.specs import Availability, Bytes, DeviceId, NotNegative, Rate, TaskName, parse_bytes
+from broker.protocol.messages import MAX_BATCH, Interval
+from broker.protocol.sizes import parse_bytes
+from broker.protocol.specs import Availability, Bytes, DeviceId, NotNegative, Rate, TaskName
 from broker.transport.connection import Connection, ConnectionFile, ConnectionKeys, Place, read_connection
 from edge_agent.modules.weights.allowed import AllowedWeights
+from edge_agent.modules.weights.download_settings import Downloads
 from edge_agent.runtime.accelerator import Wanted
 
 CacheBytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0, le=2**60)]
-
-# May be deleted: the measurements are repeated, and the next load of each module is trusted.
-STATE_DIR = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s2m3"
 
 
 class AgentConfig(ConnectionKeys):
@@ -29,6 +27,7 @@ class AgentConfig(ConnectionKeys):
     id: DeviceId
     models: str | None = None  # the models directory: DIR/org/name/{config.json, *.safetensors}; before the hub
     weights: AllowedWeights = Field(default_factory=AllowedWeights)  # the sources that may be loaded
+    downloads: Downloads = Field(default_factory=Downloads)  # of weights by URL
     tasks: Annotated[tuple[TaskName, ...], Field(min_length=1)] | None = None  # that it may serve; None: all
     availability: Availability = "always"  # sometimes: its end is not a failure
     memory: Bytes | None = None  # for modules; None: the free memory, less the system's reserve and the headroom
@@ -41,13 +40,14 @@ class AgentConfig(ConnectionKeys):
     speed: Annotated[float, Field(gt=0, le=1)] = 1.0  # below 1 emulates a slower device by waiting
     bandwidth_bits_per_s: Rate | None = None  # of the link to the broker; None: measured
     latency_s: NotNegative | None = None  # of the link, one way to the broker; None: measured
-    state_dir: str | None = None  # where measurements and digests are kept; None: STATE_DIR
-    heartbeat_interval_s: Annotated[float, Field(ge=0.05, le=60)] = 1.0
+    state_dir: str | None = None  # of measurements and digests; None: the cache directory
+    heartbeat_interval_s: Interval = 1.0
 
     @model_validator(mode="after")
     def _cuda_runs_torch(self) -> Self:
         if (self.engine, self.accelerator) == ("onnx", "cuda"):
-            raise ValueError("accelerator cuda needs the engine torch; write engine: torch, or accelerator: cpu")
+            sentence = "must not be cuda beside engine: onnx, because only torch runs on cuda"
+            raise PydanticCustomError("no_cuda", "{sentence}", {"sentence": sentence, "place": ("accelerator",)})
         return self
 
 

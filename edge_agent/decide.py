@@ -98,6 +98,8 @@ def _on_assignment(state: AgentState, assignment: Assignment, now_s: float) -> l
     if state.leaving:
         return []
     fence = (assignment.epoch, assignment.generation)
+    if term.is_given_up(state, fence, now_s):
+        state.fence, state.repeated = (0, 0), None
     if fence < state.fence or not term.obey(state, assignment.epoch):
         state.dropped["stale_assignment"] += 1
         return []

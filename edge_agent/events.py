@@ -21,8 +21,19 @@ from broker.protocol.messages import (
     TensorMessage,
 )
 from broker.protocol.reports import EventType, Trace
-from broker.protocol.specs import ClientName, DeviceId, ModuleKey, ModuleName, NodeName, RequestId, TaskName, Wire
+from broker.protocol.specs import (
+    AnswerForm,
+    ClientName,
+    DeviceId,
+    ModuleKey,
+    ModuleName,
+    NodeName,
+    RequestId,
+    TaskName,
+    Wire,
+)
 from broker.protocol.tensors import Tensors
+from broker.protocol.trace_context import Traceparent
 from edge_agent.modules import Output, Value
 
 # --- events ---
@@ -102,6 +113,7 @@ class Requested(OwnEvent):
     correlation: bytes
     expiry_s: int | None
     client: ClientName = ""
+    traceparent: Traceparent | None = None
     waited_s: float = 0.0  # in this device's mailbox: the request has so much less time
 
 
@@ -174,9 +186,16 @@ class Echoed:
     payload: bytes
 
 
-ConnectionEvent = DeviceState | Echoed | RebirthRequested
+@dataclass(frozen=True)
+class RetainedState:
+    """The broker retained this state under the device's id when its connection began."""
+
+    message: DeviceState
+
+
+ConnectionEvent = DeviceState | RetainedState | Echoed | RebirthRequested
 """An event of the agent's connections (session, measured link, client id), which ``service`` handles itself.
-``DeviceState`` is the retained one under this device's id."""
+``DeviceState`` was published just now under this device's id: our own, coming back, or another client's."""
 
 # --- actions ---
 
@@ -221,6 +240,7 @@ class Run:
     use: str | None = None  # which of the module's uses
     wire: Wire = "float32"  # the dtype to which the output is rounded for other nodes
     answers: bool = False  # the sensor gets the output, unrounded
+    form: AnswerForm | None = None  # of its answer, where the output is an array
     payload: str | None = None  # of its request
     group: int = 0  # the runs of one group may be computed together
 

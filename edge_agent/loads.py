@@ -21,10 +21,14 @@ from queue import SimpleQueue
 
 import structlog
 
+from broker.protocol.codec import load_digest
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.messages import AssignedModule, HeldModule
+from broker.protocol.sizes import show_bytes
 from broker.protocol.specs import ModuleKey
 from edge_agent import events
+from edge_agent.device.pass_note import PassNote, survive_full_stack
+from edge_agent.modules.weights import stored
 from edge_agent.modules.weights.progress import Progress, reporting_to
 from edge_agent.runtime.store import Store
 
@@ -77,16 +81,22 @@ class _Loading:
     waiting: bool = True  # for its turn
     idle: bool = False  # it stands still at the moment
     given_up: bool = False
+    stack: list[object] = field(default_factory=list)  # for the handler of a crash
     began_s: float | None = None
+    seen_s: float = 0.0
     still: Pace = field(default_factory=lambda: Pace(STILL_S))
     short: Pace = field(default_factory=lambda: Pace(YIELD_S))
 
     def problem(self, awake_s: float) -> str:
         """Take in the present progress, and return why the load has failed; empty while it may go on."""
-        if self.waiting:
+        if self.waiting or self.progress.held_back:
             self.still.restart()
             self.short.restart()
+            if self.began_s is not None:
+                self.began_s += awake_s - self.seen_s
+            self.seen_s = awake_s
             return ""
+        self.seen_s = awake_s
         self.began_s = awake_s if self.began_s is None else self.began_s
         fetched_bytes = self.progress.fetched_bytes + self.progress.growing_bytes
         size_bytes, cpu_s = fetched_bytes + _read_bytes(self.thread), _cpu_s(self.thread)
@@ -94,7 +104,7 @@ class _Loading:
         if self.progress.stopped and self.idle:
             return self.progress.stopped
         if self.still.stands_still(awake_s, size_bytes, cpu_s):
-            got = f"{size_bytes} bytes in {awake_s - self.began_s:.0f} s"
+            got = f"{show_bytes(size_bytes)} in {awake_s - self.began_s:.0f} s"
             return f"its load stands still ({got}, nothing in the last {STILL_S:.0f} s): check the disk or the network"
         limit_s = deadline_s(max(self.assigned.spec.memory_bytes, self.progress.expected_bytes))
         return f"its load takes longer than {limit_s:.0f} s" if awake_s - self.began_s > limit_s else ""
@@ -130,8 +140,10 @@ class _Turns:
 class Loads:
     """Loads and unloads modules; its threads call ``report`` with the events of loads."""
 
-    def __init__(self, device: str, store: Store, *, report: Callable[[events.Event], object]) -> None:
-        self._device, self._store, self._report = device, store, report
+    def __init__(
+        self, device: str, store: Store, *, report: Callable[[events.Event], object], note: PassNote | None = None
+    ) -> None:
+        self._device, self._store, self._report, self._note = device, store, report, note or PassNote()
         self._lock = threading.Lock()
         self._running: dict[ModuleKey, _Loading] = {}
         self._next: dict[ModuleKey, AssignedModule] = {}  # to be loaded when the present load of this key has ended
@@ -198,6 +210,8 @@ class Loads:
 
     def _load(self, loading: _Loading) -> None:
         assigned = loading.assigned
+        survive_full_stack(loading.stack)
+        stored.hold(assigned.spec)
         self._turns.take(loading)
         event: events.Event
         try:
@@ -217,11 +231,12 @@ class Loads:
         if is_ours:
             self._report(event)
         self._tidying.put(self._store.tidy)
+        self._tidying.put(partial(self._let_go, assigned.spec.key))
 
     def _loaded(self, loading: _Loading) -> HeldModule:
         if loading.progress.stopped:
             raise ModuleRefused(loading.progress.stopped)
-        with reporting_to(loading.progress):
+        with reporting_to(loading.progress), self._note.loading(load_digest(loading.assigned.spec.key)):
             held = self._store.load(loading.assigned)
         if loading.progress.stopped and not loading.given_up:
             self._store.release(loading.assigned.spec.key)  # it was unloaded before the store knew of it
@@ -258,8 +273,15 @@ class Loads:
 
     def _settle(self, unload: events.Unload, compute_s: float | None) -> None:
         self._store.settle(unload.key, compute_s)
+        self._let_go(unload.key)
         self._log.info("module_unloaded", key=unload.key)
         self._report(events.ModuleUnloaded(unload.module))
+
+    def _let_go(self, key: ModuleKey) -> None:
+        """Let the weights of a module be removed from the disk, unless it was assigned again."""
+        with self._lock:
+            if not (key in self._running or key in self._next or key in self._store.held()):
+                stored.let_go(key)
 
     def _tidy(self) -> None:
         while True:

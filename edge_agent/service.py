@@ -8,9 +8,10 @@ handles echoes, rebirth requests and the device's own state itself; ``decide`` d
 from __future__ import annotations
 
 import math
+import secrets
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,11 +20,12 @@ from typing import Literal
 import structlog
 
 from broker.protocol.client_ids import client_id
-from broker.protocol.codec import encode
+from broker.protocol.codec import decode, encode
 from broker.protocol.errors import ErrorCode, IdInUse, RemoteProtocolError, TransportError
 from broker.protocol.messages import About, DeviceProfile, DeviceState, ErrorBody
-from broker.protocol.specs import MAX_TASKS, TaskName
+from broker.protocol.specs import MAX_TASKS, ClientName, TaskName
 from broker.protocol.topics import DEVICE_ECHO, DEVICE_STATE, prefix_of
+from broker.service_manager import ServiceManager
 from broker.transport import port
 from broker.transport.connect import connect
 from broker.transport.connection import Connection
@@ -41,6 +43,7 @@ from edge_agent.device.link_probe import LinkProbe
 from edge_agent.device.pass_note import PassNote, machine_up_s
 from edge_agent.heart import Heart, snapshot_of
 from edge_agent.reports import SUMMARY_S, Reports
+from edge_agent.requests.accounts import LOGIN_OWN, OPEN_OWN, Accounts
 from edge_agent.requests.error_reply import refuse_unread
 from edge_agent.restart import PassHung
 from edge_agent.runtime.output_cache import OutputCache
@@ -53,6 +56,7 @@ from edge_agent.workers import HungPass, Workers
 log = structlog.get_logger()
 
 GIVE_BACK_S = 60.0  # between two returns of freed memory to the system; the next pass is a little slower
+ANNOUNCED = 16  # of the device's states: more than can be under way
 FAREWELL_S = 10.0  # for the requests that an agent with a hung pass coordinates
 CLOSE_S = 3.0  # for both connections and the present pass, when the agent ends
 READ_AGAIN_AFTER_S = 1.0  # without a refused control message
@@ -66,6 +70,7 @@ class _FromLink:
     link: Literal["control", "data"]
     event: port.LinkEvent
     at_s: float  # when it arrived
+    account: ClientName = ""  # of a request's client
 
 
 class Agent:
@@ -86,6 +91,7 @@ class Agent:
         cache: OutputCache | None = None,
         on_turn: Callable[[], None] = lambda: None,
         connections: tuple[Connection, Connection] | None = None,
+        manager: ServiceManager | None = None,
         make_transport: port.MakeTransport = connect,
     ) -> None:
         self._config = config
@@ -95,7 +101,8 @@ class Agent:
         self._prefix = prefix_of(control.site)
         self._state_topic = DEVICE_STATE.at(self._prefix, device=config.id)
         runner = runner or Runner()
-        self._state = AgentState(config.id, self._prefix, runner.batch)
+        self._state = AgentState(config.id, self._prefix, runner.batch, config.heartbeat_interval_s)
+        self._manager, self._broker = manager or ServiceManager({}), control.url
         self._mailbox: Mailbox[events.Event | _FromLink] = Mailbox()
         self._refusals = Refusals(READ_AGAIN_AFTER_S)
         self._control = make_transport(
@@ -132,6 +139,7 @@ class Agent:
         self._is_asked_to_end = False  # then a hung pass restarts nothing
         self._session: int | None = None  # of the control link, while it is up
         self._first_session: int | None = None  # under which it announced itself
+        self._announced: deque[DeviceState] = deque(maxlen=ANNOUNCED)  # the latest: they come back
         self._takeover = ClientTakeover(time.monotonic())
         self._ended_by: IdInUse | PassHung | None = None
         self._awake = AwakeClock(time.monotonic())
@@ -144,6 +152,7 @@ class Agent:
         self._reports = Reports(config.id, self._prefix, version=version, publish=self._control.publish)
         self._summary_at_s = -math.inf
         self._look_around_at_s = -math.inf  # after an event; without one at each turn
+        self._accounts = Accounts(LOGIN_OWN if control.user else OPEN_OWN)  # only the network's thread uses it
         self._refused: Counter[TaskName] = Counter()  # requests that weren't read; only the network's thread adds to it
         self._log = log.bind(device=config.id)
 
@@ -156,6 +165,7 @@ class Agent:
         """
         self._data.subscribe(*wire.data_filters(self._prefix, self._config.id))
         self._control.subscribe(*wire.control_filters(self._prefix, self._config.id))
+        self._manager.status(f"connects to the broker {self._broker}")
         self._data.start()
         self._control.start()
         self._heart.start()
@@ -190,8 +200,11 @@ class Agent:
                 self._refusals.note(item.at_s)
         elif event.retain or not wire.is_request(self._prefix, event.topic):
             self._mailbox.put_data(item, len(event.payload))
-        elif not self._mailbox.put_request(item, len(event.payload), client=wire.client_of(self._prefix, event.topic)):
-            self._refuse(event)
+        else:
+            account = self._accounts.of(wire.client_of(self._prefix, event.topic), item.at_s)
+            item = replace(item, account=account)
+            if not self._mailbox.put_request(item, len(event.payload), client=account):
+                self._refuse(event)
 
     def _refuse(self, delivery: port.Delivery) -> None:
         """Answer a request that finds the mailbox full: from its topic and properties, in the network's thread."""
@@ -222,6 +235,7 @@ class Agent:
 
     def _look_around(self, now_s: float) -> None:
         """Do what is due by time and not by an event. It waits a little: events, and the compute thread, go first."""
+        self._manager.turn()
         self._read_again_if_refused(now_s)
         self._sender.retry(now_s)
         if self._refused or self._is_overloaded:
@@ -306,7 +320,7 @@ class Agent:
             case port.Delivery():
                 read = wire.event_of(self._prefix, event)
                 if isinstance(read, events.Requested):
-                    return replace(read, waited_s=max(0.0, time.monotonic() - item.at_s))
+                    return replace(read, waited_s=max(0.0, time.monotonic() - item.at_s), client=item.account)
                 if not isinstance(read, events.ConnectionEvent):
                     return read
                 self._on_connection_event(read, item.at_s)
@@ -335,12 +349,27 @@ class Agent:
                     self._log.info("link_measured", **measured)
                     self._profile = found
                     self._announce("online")
-            case DeviceState(
-                status=status, session=session
-            ):  # a late will of an earlier connection, or another agent's state
-                self._takeover.on_session_seen(session, time.monotonic())
-                if status == "offline":
+            case events.RetainedState(said):  # perhaps a will of an earlier connection, or another agent's state
+                self._takeover.on_session_seen(said.session, time.monotonic())
+                if said.status == "offline":
                     self._announce("online")
+            case DeviceState() as said if said not in self._announced:
+                self._oppose(said)
+
+    def _oppose(self, said: DeviceState) -> None:
+        """Announce the device again after another client wrote its state, under a new session: it may have ended ours.
+
+        The late will of an earlier connection ends nothing. The broker's will for this connection has another session
+        from now on; so if the device dies before the next connection, its silence tells.
+        """
+        self._takeover.remember(said.session)
+        is_late_will = said.status == "offline" and said.session != self._session
+        if self._session is not None and not is_late_will:
+            self._session = secrets.randbits(53)
+            self._takeover.remember(self._session)
+            self._log.warning("foreign_state_overwritten", session=said.session, status=said.status)
+        self._announce("online")
+        self._send_heartbeat()
 
     # --- actions out ---
 
@@ -410,7 +439,9 @@ class Agent:
             if session is not None:
                 self._reports.republish_summary()
             self._check_takeover(session, time.monotonic())
-        if session is not None:
+        if session is None:
+            self._manager.status(f"lost the broker {self._broker}, and connects again")
+        else:
             self._announce("online")
             self._send_heartbeat()
             if link == "data":
@@ -432,17 +463,25 @@ class Agent:
         state = DeviceState(status=status, session=self._session)
         if status == "online":
             limits: dict[str, object] = {"tasks": self._config.tasks, "availability": self._config.availability}
+            limits["heartbeat_interval_s"] = self._config.heartbeat_interval_s
             self._first_session = self._first_session or self._session
             lived = self._session != self._first_session  # this process, when the session before ended
             limits |= {"died_with": () if lived else self._note.died_with, "machine_up_s": round(machine_up_s(), 3)}
             state = state.model_copy(update={"profile": self._profile, "about": self._about, **limits})
+        payload = encode(state)
+        self._announced.append(decode(DeviceState, payload))
         try:
-            self._control.publish(port.Outgoing(self._state_topic, encode(state), retain=True))
+            self._control.publish(port.Outgoing(self._state_topic, payload, retain=True))
         except TransportError as error:  # online: a new link will follow; offline: so does the will
             self._log.warning("state_not_sent", status=status, error=str(error) or type(error).__name__)
+        else:
+            if status == "online":
+                self._manager.ready(f"serves as {self._config.id} at {self._broker}")
 
     def _close(self) -> None:
         self._stopping.set()
+        if not isinstance(self._ended_by, PassHung):  # else this process goes on with another program
+            self._manager.stopping()
         self._heart.stop()
         self._broker_drops.stop()
         self._announce("offline")

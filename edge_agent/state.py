@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from broker.protocol.codec import RawInput
 from broker.protocol.messages import SUSPECTED_FOR_S, AssignedModule, NodeDone, NodeInputs, Plan, Route, Timing
-from broker.protocol.specs import ClientName, DeviceId, ModuleKey, NodeName, RequestId, TaskName
+from broker.protocol.specs import ClientName, DeviceId, ModuleKey, NodeName, RequestId, Revision, TaskName
 from broker.protocol.tensors import Tensors
+from broker.protocol.trace_context import Traceparent
 from edge_agent.events import NodeRun, Requested
 from edge_agent.modules import Output, Value
 from edge_agent.requests.counters import Counters, Sampler
@@ -38,6 +39,7 @@ class Coordinated:
     correlation: bytes
     deadline_s: float
     client: ClientName = ""
+    traceparent: Traceparent | None = None
     arrived_s: float = 0.0
     began_s: float = 0.0
     expected_s: float = 0.0  # expected duration at admission; 0 when unknown
@@ -56,6 +58,8 @@ class Coordinated:
     hung: set[tuple[NodeName, DeviceId]] = field(default_factory=set)  # gave the node up for good in an earlier attempt
     retry_at_s: float = 0.0  # when to send the missing nodes again
     payload: str | None = None  # its digest
+    sent: tuple[bytes, str] = (b"", "")  # what the sensor sent, and its content type
+    revision: Revision | None = None  # by which it is computed
     quarantined: bool = False  # it must run alone
 
     @property
@@ -65,8 +69,10 @@ class Coordinated:
 
     @property
     def size_bytes(self) -> int:
-        """The bytes of its inputs."""
-        return sum(len(raw.data) for raw in self.inputs.values())
+        """The bytes of its inputs, and of the document that they came in."""
+        inputs = [raw.data for raw in self.inputs.values()]
+        document = 0 if any(data is self.sent[0] for data in inputs) else len(self.sent[0])
+        return document + sum(map(len, inputs))
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,10 @@ class AgentState:
     device: DeviceId
     prefix: str
     batch: int = 1  # the most nodes in one pass
+    heartbeat_interval_s: float = 1.0  # its own
+    expected_interval_s: float | None = None  # the last one that a leader expects, if it is another one
     fence: Fence = (0, 0)
+    repeated: tuple[Fence, float] | None = None  # an older assignment than the one that is obeyed; since when
     epoch: int = 0  # the term that it obeys: the highest seen, unless a leader with a lower one is not opposed
     contested: Contested | None = None
     assigned: dict[ModuleKey, AssignedModule] = field(default_factory=dict)
@@ -193,6 +202,7 @@ class AgentState:
     alone: AloneRun | None = None
     leaving: bool = False  # a pass hangs: no new module, no share group
     dropped: Counter[str] = field(default_factory=Counter)
+    warned: set[tuple[TaskName, str]] = field(default_factory=set)  # of requests without a topic for the answer: why
     counters: Counters = field(default_factory=Counters)
     trace_sampler: Sampler = field(default_factory=lambda: Sampler(MAX_TRACES_PER_S))
 

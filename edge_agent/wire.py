@@ -84,6 +84,7 @@ def event_of(prefix: str, delivery: Delivery) -> events.Event | events.Connectio
             correlation=delivery.correlation or b"",
             expiry_s=delivery.expiry_s,
             client=incoming.ids.get("client", ""),
+            traceparent=delivery.traceparent,
         )
     return _control_event(incoming, retained=delivery.retain)
 
@@ -103,14 +104,24 @@ def _refuse_wrong_request(prefix: str, delivery: Delivery) -> None:
         raise RemoteProtocolError("a request's topic ends with requests, or with requests/CLIENT/REQUEST")
 
 
-def _control_event(incoming: topics.Incoming, *, retained: bool) -> events.Event | DeviceState | None:
-    match incoming.decode():
+def _control_event(incoming: topics.Incoming, *, retained: bool) -> events.Event | events.ConnectionEvent | None:
+    try:
+        message = incoming.decode()
+    except RemoteProtocolError:
+        if incoming.topic is not topics.DEVICE_STATE:
+            raise
+        message = None
+    match message:
         case OrchestratorState() as leader if not retained:
             return events.LeaderAnnounced(leader)
         case Route(task=task) if task != incoming.ids["task"]:
             raise RemoteProtocolError("the route names another task than its topic")
+        case DeviceState() as own if retained:
+            return events.RetainedState(own)
         case Assignment() | DeviceState() | OrchestratorState() | Permit() | Quarantine() | Route() as message:
             return message
+    if incoming.topic is topics.DEVICE_STATE:  # another client overwrote or cleared it: no new leader would see us
+        return None if retained else events.RebirthRequested()
     return events.RouteCleared(incoming.ids["task"]) if incoming.topic is topics.TASK_ROUTE else None
 
 

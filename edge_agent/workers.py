@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import structlog
@@ -25,7 +25,7 @@ import structlog
 from broker.process import return_freed_memory
 from broker.protocol.codec import RawInput
 from broker.protocol.errors import ErrorCode, RequestFailed
-from broker.protocol.tensors import Tensors, narrowed, widened
+from broker.protocol.tensors import Tensors, embeddings, narrowed, widened
 from edge_agent import events
 from edge_agent.config import AgentConfig
 from edge_agent.device.pass_note import PassNote, survive_full_stack
@@ -124,7 +124,7 @@ class Workers:
         self._store, self._runner, self._speed, self._note = store, runner, config.speed, note
         self._report = report
         self._cache = cache or OutputCache()
-        self._loads = Loads(config.id, store, report=report)
+        self._loads = Loads(config.id, store, report=report, note=note)
         self._computing: tuple[events.Run, ...] = ()  # the present pass
         self._watched: tuple[tuple[events.Run, ...], float] = ((), 0.0)  # the pass seen last; since when
         self._computer = _Passes(f"agent[{config.id}].compute", self._run)
@@ -249,12 +249,15 @@ def widened_values(run: events.Run) -> tuple[Value, ...]:
 
 
 def rounded_output(run: events.Run, output: Output) -> tuple[Output, Tensors | None]:
-    """The output to keep, and what other nodes take of it where that differs.
+    """The output to keep, with its answer, and what other nodes take of it where that differs.
 
     Raises:
         LocalProtocolError: a number is too large for the plan's ``wire``.
+        RequestFailed: the output can't be answered in the plan's form.
     """
+    if run.form is not None:
+        output = replace(output, answer=embeddings(output.tensors, run.form))
     if run.wire == "float32":
         return output, None
     given = narrowed(output.tensors, run.wire)
-    return (output, given) if run.answers else (Output(given, output.answer), None)
+    return (output, given) if run.answers else (replace(output, tensors=given), None)

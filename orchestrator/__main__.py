@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from broker.arguments import OneLineParser, add_broker, add_until_stdin_closes, connection_of, number
+from broker.directories import state_directory
 from broker.process import log_to_stderr, stopped_by_signals
 from broker.protocol.errors import BadFile
+from broker.protocol.messages import LONGEST_INTERVAL_S, SHORTEST_INTERVAL_S
+from broker.service_manager import ServiceManager
 from orchestrator.service import Orchestrator
 from orchestrator.state import Pace
-
-STATE_DIR = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "s2m3"
-SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 0.05, 60.0  # as in the agents' files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,17 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_broker(parser)
     parser.add_argument(
         "--state-dir",
-        default=STATE_DIR,
         type=Path,
         metavar="DIR",
-        help="where the epoch and the deployed tasks are kept; it must survive restarts; default %(default)s",
+        help="where the epoch and the deployed tasks are kept; it must survive restarts; default ~/.local/state/s2m3",
     )
     parser.add_argument(
         "--heartbeat-interval",
         type=number(SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S, unit="seconds"),
         default=1.0,
         metavar="S",
-        help="seconds between the agents' heartbeats, as their files say; default %(default)g",
+        help="seconds between the heartbeats of agents that don't say how often they send them; default %(default)g",
     )
     parser.add_argument(
         "--answer-unknown-tasks",
@@ -56,13 +55,14 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         BadFile: a wrong argument or file.
     """
-    log_to_stderr()
+    log_to_stderr(arguments.log_format)
     orchestrator = Orchestrator(
         connection_of(arguments),
-        arguments.state_dir,
+        arguments.state_dir or state_directory("--state-dir"),
         heartbeat_interval_s=arguments.heartbeat_interval,
         answer_unknown_tasks=arguments.answer_unknown_tasks,
         pace=Pace(spares=arguments.spares),
+        manager=ServiceManager(os.environ),
     )
     with stopped_by_signals(orchestrator.stop, until_stdin_closes=arguments.until_stdin_closes):
         orchestrator.run()

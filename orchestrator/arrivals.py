@@ -55,9 +55,8 @@ class Arrivals:
 
     def from_data(self, event: port.LinkEvent) -> None:
         """The inbox of the other connection."""
-        incoming = topics.read(self._prefix, event.topic, event.payload) if isinstance(event, port.Delivery) else None
-        if incoming is not None and incoming.topic in topics.REQUESTS:
-            self._mailbox.put_data(Arrived(False, event, time.monotonic()), len(incoming.payload))
+        if isinstance(event, port.Delivery) and topics.asked(self._prefix, event.topic, None) is not None:
+            self._mailbox.put_data(Arrived(False, event, time.monotonic()), len(event.payload))
         else:
             self._put(event, control=False)
 

@@ -18,22 +18,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from itertools import islice
 
+from broker.leader_watch import READ_RETAINED_S
 from broker.protocol.messages import OrchestratorState
 from broker.protocol.specs import DeviceId, TaskName, TaskSpec
 from broker.protocol.topics import DEVICE_ASSIGNMENT
 from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
-from orchestrator import events, quarantining
+from orchestrator import events, forgetting, quarantining
 from orchestrator.events import Action, DrainReceived, Event, HeartbeatReceived, MembershipEvent
 from orchestrator.leadership.leader import announce_leadership, on_leader_state, tell_devices_ahead
 from orchestrator.leadership.orders import NOTHING_DELIVERED
-from orchestrator.leadership.standby import READ_RETAINED_S
-from orchestrator.membership import checks, failure_detector, quarantine
+from orchestrator.membership import checks, deadly_loads, failure_detector, quarantine
 from orchestrator.membership.device import with_assigned
 from orchestrator.membership.failure_detector import Cluster
 from orchestrator.membership.frozen import with_fields
-from orchestrator.placement import births, planning, publish, reconcile, restore
+from orchestrator.placement import births, first_loads, planning, publish, reconcile, restore, revisions
 from orchestrator.placement.deployability import why_too_many, why_unroutable
 from orchestrator.placement.drain import drain_retry_at_s, empty_draining_devices
 from orchestrator.placement.planner_input import updated_footprints
@@ -50,9 +51,11 @@ _SESSIONS_KEPT = 16  # of our own links: the broker has messages of fewer under 
 Rule = Callable[[State, Moment], tuple[State, list[Action]]]
 PLACING: Sequence[Rule] = (
     restore.keep_orders,
+    first_loads.outvote,
     reconcile.take_over,
     reconcile.place_modules,
     reconcile.take_over,  # again: of the copies that were found, one may serve sooner
+    reconcile.switch_revisions,
     plan_moves,
     empty_draining_devices,
     reconcile.choose_spares,
@@ -61,8 +64,8 @@ PLACING: Sequence[Rule] = (
 """The reconciler: which device should have which module."""
 PUBLISHING: Sequence[Rule] = (publish.publish_assignments, publish.publish_routes, publish.clear_outdated_topics)
 
-_NOT_FOR_RULES = {"cluster", "checks", "snapshot", "rebirth_requested_s", "told_term_s"}
-_NOT_FOR_RULES |= {"quarantine", "quarantine_told", "quarantine_said"}
+_NOT_FOR_RULES = {"cluster", "checks", "snapshot", "rebirth_requested_s", "told_term_s", "went_beyond_s"}
+_NOT_FOR_RULES |= {"quarantine", "quarantine_told", "quarantine_said", "forgotten", "under_way"}
 _FOR_RULES = {field.name for field in fields(State)} - _NOT_FOR_RULES
 
 
@@ -70,6 +73,7 @@ def next_deadline_s(state: State) -> float | None:
     """The time at which a ``Tick`` is due if nothing happens before."""
     due = [state.settles_at_s, state.republish_at_s, failure_detector.next_deadline_s(state.cluster)]
     due += [checks.next_deadline_s(state.checks), quarantine.next_deadline_s(state.quarantine)]
+    due.append(deadly_loads.next_deadline_s(state.load_deaths))
     if state.settled:
         due.append(state.due_s)
     return min((at_s for at_s in due if at_s is not None), default=None)
@@ -77,12 +81,20 @@ def next_deadline_s(state: State) -> float | None:
 
 def decide(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
     """The state after one event, and what to do, in this order; reconciles if enough is known."""
+    return restore.note_routes(*_decide(state, event, now_s))
+
+
+def _decide(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
     aside = _decide_aside(state, event, now_s)
     if aside is not None:
         return aside
-    before, state = state, planning.on_event(_on_event(state, event, now_s), event)
+    before, recorded = state, list[Action]()
+    if isinstance(event, HeartbeatReceived):
+        state, event, recorded = first_loads.on_heartbeat(state, event)
+    state = planning.on_event(_on_event(state, event, now_s), event)
     state = _snapshot_before_departures(before, state, now_s)
     state, actions = quarantining.follow(before, state, event, now_s)  # before any route: agents then know of the death
+    actions += recorded
     actions += _log_device_changes(before.cluster, state.cluster)
     for react in (
         _republish_after_link_up,
@@ -90,6 +102,7 @@ def decide(state: State, event: Event, now_s: float) -> tuple[State, list[Action
         _announce_to_hear_again,
         tell_devices_ahead,
         publish.request_rebirth,
+        partial(forgetting.forget, before),
         _check_suspects,
     ):
         state, more = react(state, event, now_s)
@@ -97,8 +110,9 @@ def decide(state: State, event: Event, now_s: float) -> tuple[State, list[Action
     if state.settled and (moment := _moment(before, state, now_s)) is not None:
         state, more = _apply_rules(state, moment)
         actions += more
-    state, more = publish.repeat_missed_assignment(state, event, now_s)
-    actions += more
+    for repeat in (restore.restore_assignment, publish.repeat_missed_assignment):
+        state, more = repeat(state, event, now_s)
+        actions += more
     # Assignments come after all routes, also after those that were just published again.
     actions.sort(key=_is_assignment)
     return state, actions
@@ -115,10 +129,10 @@ def _decide_aside(state: State, event: Event, now_s: float) -> tuple[State, list
         case OrchestratorState():
             after, actions = _on_leader_message(state, event, now_s)
             state = after if _is_same(state, after) else replace(after, due_s=-math.inf)
-        case events.RevisionReceived() | events.RevisionsListed():
+        case events.RevisionReceived() | events.RevisionsListed() | events.RequestUnanswerable():
             actions = []  # the reports and the standby's copy follow them
         case events.RouteHeard():
-            actions = restore.restore_route(state, event)
+            state, actions = restore.restore_route(state, event)
         case events.LeaderTopicLost(why):
             actions = [events.Note("leader_topic_lost", {"why": why}), *announce_leadership(state)]
     return None if actions is None else (state, actions)
@@ -222,6 +236,7 @@ def _on_event(state: State, event: Event, now_s: float) -> State:
                 broker_change=0,
                 delivered=NOTHING_DELIVERED,
                 retained_routes={},
+                under_way={},
                 serving_entries=0,
                 reviewed_s=now_s,  # what devices measure just after an outage is of its backlog
             )
@@ -294,11 +309,11 @@ def _with_task(state: State, spec: TaskSpec) -> State:
     invalid = {task: why for task, why in state.invalid.items() if task != spec.task}
     if state.settles_at_s is not None and spec.task not in state.tasks:
         state = replace(state, undated=state.undated | {spec.task})
-    return replace(state, tasks={**state.tasks, spec.task: spec}, invalid=invalid)
+    return revisions.with_deployed(replace(state, invalid=invalid), spec)
 
 
 def _with_invalid_task(state: State, task: TaskName, why: str) -> State:
-    state = restore.without_task(state, task)
+    """The state with a spec that can't be served; a spec of the task that was deployed before stays in force."""
     kept = dict(islice(state.invalid.items(), max(0, len(state.invalid) - MAX_REFUSED + 1), None))
     return replace(state, invalid={**kept, task: why})
 
@@ -391,6 +406,11 @@ def _log_device_changes(before: Cluster, after: Cluster) -> list[Action]:
             if not device.always_on:
                 fields["availability"] = device.availability
             notes.append(events.Note("device_changed", fields))
+        told_s = known.heartbeat_interval_s if known else None
+        if device.heartbeat_interval_s not in (None, told_s, after.heartbeat_interval_s):
+            own_s, expected_s = device.heartbeat_interval_s, after.heartbeat_interval_s
+            fields = {"device": name, "own_s": own_s, "expected_s": expected_s, "counts": "own_s"}
+            notes.append(events.Note("heartbeat_interval_differs", fields))
         known_failed = known.failed if known else {}
         failed = [item for item in device.failed.items() if item[0] not in known_failed]
         for key, error in failed[:_FAILURES_LOGGED]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from broker.protocol.messages import (
     Assignment,
     DeviceState,
+    FirstLoad,
     Heartbeat,
     OrchestratorState,
     Quarantine,
@@ -48,6 +49,13 @@ class DrainReceived:
     device: DeviceId
     drain: bool
     retained: bool = False  # by the broker, from before this link
+
+
+@dataclass(frozen=True)
+class ForgetReceived:
+    """An operator's order arrived: forget a device that is gone for good."""
+
+    device: DeviceId
 
 
 @dataclass(frozen=True)
@@ -100,10 +108,12 @@ class RevisionReceived:
 
 @dataclass(frozen=True)
 class RevisionsListed:
-    """A task's status arrived: its last revisions, newest first."""
+    """A task's status arrived: its last revisions, newest first, the one that is served, and digests of first loads."""
 
     task: TaskName
     revisions: tuple[Revision, ...]
+    served: Revision | None = None
+    digests: Mapping[str, FirstLoad] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,10 +133,13 @@ class RetainedRouteReceived:
 
 @dataclass(frozen=True)
 class RouteHeard:
-    """A route was published just now: our own, coming back, or another client's."""
+    """A route was published, or cleared, just now: our own message, coming back, or another client's."""
 
     task: TaskName
     epoch: int
+    generation: int = 0
+    is_empty: bool = False  # it was cleared
+    payload: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -148,10 +161,18 @@ class QuarantineHeard:
 class RequestReceived:
     """A sensor's request arrived; ``reply_to`` is known to be allowed."""
 
-    task: TaskName
+    task: str  # as its topic names it: it needn't be an id
     reply_to: str
     correlation: bytes | None
     payload: bytes  # for the request's id, if this orchestrator answers
+
+
+@dataclass(frozen=True)
+class RequestUnanswerable:
+    """A sensor's request arrived, and its answer has no topic; ``reason`` is a word for counters."""
+
+    task: str  # as its topic names it
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -170,12 +191,14 @@ class CheckAnswered:
     request: RequestId
 
 
-MembershipEvent = DeviceStateReceived | HeartbeatReceived | DrainReceived | Overslept | Tick | LinkUp | LinkDown
+DeviceEvent = DeviceStateReceived | HeartbeatReceived | DrainReceived | ForgetReceived
+MembershipEvent = DeviceEvent | Overslept | Tick | LinkUp | LinkDown
 Order = TaskDeployed | TaskRejected | TaskUndeployed | DrainReceived
 """An operator's order."""
 TaskEvent = TaskDeployed | TaskRejected | TaskUndeployed | RetainedRouteReceived
 TopicEvent = RouteHeard | RevisionReceived | RevisionsListed | LeaderTopicLost | CheckAnswered | QuarantineHeard
-Event = MembershipEvent | TaskEvent | TopicEvent | MessagesRefused | RequestReceived | PlanFound | OrchestratorState
+RequestEvent = RequestReceived | RequestUnanswerable
+Event = MembershipEvent | TaskEvent | TopicEvent | MessagesRefused | RequestEvent | PlanFound | OrchestratorState
 """The leader's topic and its heartbeat are events as they are: this orchestrator's own, or another's."""
 
 # --- actions ---

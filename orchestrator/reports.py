@@ -19,16 +19,30 @@ from pydantic import BaseModel
 
 from broker.protocol import topics
 from broker.protocol.codec import encode
+from broker.protocol.errors import MessageTooLarge
 from broker.protocol.messages import SUSPECTED_FOR_S
-from broker.protocol.reports import EventType, Standing, SystemEvent, TaskStatus
-from broker.protocol.specs import DeviceId, TaskName
+from broker.protocol.reports import (
+    MAX_UNKNOWN_TASKS,
+    UNDELIVERED,
+    Candidate,
+    EventType,
+    Standing,
+    SystemEvent,
+    TaskStatus,
+    UnansweredRequests,
+)
+from broker.protocol.sizes import show_sizes
+from broker.protocol.specs import DeviceId, TaskName, TaskSpec
 from broker.transport.port import LinkUp, Outgoing
 from orchestrator import events
 from orchestrator.membership.device import Device, Fitness
+from orchestrator.placement import first_loads, revisions
+from orchestrator.placement.drain import waits_for
 from orchestrator.placement.reconcile import TOOK_OVER
 from orchestrator.state import State
 
 MAX_HEARD = 20_000  # revisions at the broker: twice those of the most tasks; more are cleared after the next link
+_PASSING = {"loading", "planning", "starting", "unavailable"}  # reasons that the log has already, as a task's state
 Name = Literal["online", "suspect", "unresponsive", "dead", "away", "probation", "draining", "drained"]
 EVENT_OF: Final[Mapping[Name, EventType]] = {
     "online": EventType.DEVICE_ONLINE,
@@ -62,15 +76,24 @@ class Opinion(NamedTuple):
 
 
 class Reports:
-    """The reports of one term."""
+    """The reports of one term.
 
-    def __init__(self, prefix: str) -> None:
+    Args:
+        prefix: in front of all topics.
+        too_large: the topics whose last message the broker doesn't take; it changes meanwhile.
+    """
+
+    def __init__(self, prefix: str, too_large: Mapping[str, MessageTooLarge] = {}) -> None:
         self._prefix = prefix
+        self._too_large = too_large
         self._standings: dict[DeviceId, Standing] = {}
         self._statuses: dict[TaskName, TaskStatus | None] = {}  # as published; None: not over this link
-        self._heard: dict[tuple[TaskName, str], bool] = {}  # revisions' topics that aren't empty -> have the right spec
+        self._heard: dict[tuple[TaskName, str], int | None] = {}  # what revisions' topics have; None: no right spec
         self._kept: object = None  # the revisions whose topics the broker has right; None: look again
         self._unanswerable: dict[TaskName, Counter[str]] = {}
+        self._unknown: dict[str, Counter[str]] = {}  # as _unanswerable, of names that no deployed task has
+        self._unknown_told: UnansweredRequests | None = None  # over this link
+        self._unwarned: list[tuple[str, str]] = []
         self._unpublished: set[DeviceId] = set()  # over this link
 
     def on_event(
@@ -79,18 +102,20 @@ class Reports:
         """The reports after ``decide`` has handled an event."""
         if isinstance(event, LinkUp):
             self._unpublished, self._statuses = set(self._standings), dict.fromkeys(self._statuses)
-            self._heard, self._kept = {}, None
+            self._heard, self._kept, self._unknown_told = {}, None, None
+        if isinstance(event, events.RequestUnanswerable):
+            self._count(after, event.task, event.reason)
         if isinstance(event, events.RevisionReceived):
             self._on_revision(event)
         for action in actions:
             if isinstance(action, events.Clear) and action.topic is topics.TASK_ROUTE:
                 self._statuses.setdefault(action.name)  # an earlier leader may have published it
             if isinstance(action, events.AnswerError):
-                self._count(after, action)
+                self._count(after, action.result.task, action.reason)
         if after.link is None:
             return []
         changed = after.cluster.devices.differences(before.cluster.devices)
-        happened = [*_leader_events(event, after), *_task_events(before, after, actions)]
+        happened = [*_leader_events(event, after), *_task_events(before, after, actions), *_forgotten(actions)]
         happened += _placement_events(before, after) if before.placement is not after.placement else []
         told = [self._message(topics.ORCHESTRATOR_EVENTS, SystemEvent(at=when.at, **fields)) for fields in happened]
         return [*self._on_devices(after, changed, when), *told]
@@ -102,14 +127,44 @@ class Reports:
         devices = state.cluster.devices
         return [
             *self._on_devices(state, sorted(devices.keys() | self._standings.keys()), when),
-            *self._on_revisions(state),  # before the statuses that list them
+            *self._on_unknown(state),  # before the statuses, which may count more then
+            *self._on_revisions(state),  # likewise: they list the revisions
             *self._on_tasks(state),
         ]
 
-    def _count(self, state: State, answer: events.AnswerError) -> None:
-        """Count a request that couldn't be answered, if its task is deployed: anyone may invent tasks."""
-        if (task := answer.result.task) in state.tasks or task in state.invalid:
-            self._unanswerable.setdefault(task, Counter())[answer.reason] += 1
+    def take_warnings(self) -> list[tuple[str, str]]:
+        """The tasks and reasons of requests that could not be answered and are new since the last call."""
+        taken, self._unwarned = self._unwarned, []
+        return taken
+
+    def _count(self, state: State, task: str, reason: str) -> None:
+        """Count a request that couldn't be answered. Anyone may invent names: of those only some are kept.
+
+        Until the deployed tasks are known, a reason that passes says nothing of its name.
+        """
+        is_known = task in state.tasks or task in state.invalid
+        if not is_known and reason in _PASSING:
+            return
+        counts = self._unanswerable if is_known else self._unknown
+        if not is_known and task not in counts and len(counts) >= MAX_UNKNOWN_TASKS:
+            task = ""
+        counted = counts.setdefault(task, Counter())
+        if reason not in counted and (reason not in _PASSING):
+            self._unwarned.append((task, reason))
+        counted[reason] += 1
+
+    def _on_unknown(self, state: State) -> list[Outgoing]:
+        """Publish the names that no task has, once the tasks are known. A task takes the counts of its name."""
+        if not state.settled:
+            return []
+        for task in sorted(self._unknown.keys() & (state.tasks.keys() | state.invalid.keys())):
+            self._unanswerable.setdefault(task, Counter()).update(self._unknown.pop(task))
+        message = UnansweredRequests(unanswerable={task: dict(each) for task, each in sorted(self._unknown.items())})
+        if message == self._unknown_told:
+            return []
+        self._unknown_told = message
+        topic = topics.ORCHESTRATOR_UNANSWERED
+        return [self._message(topic, message) if self._unknown else self._cleared(topic)]
 
     def _on_devices(self, state: State, names: Iterable[DeviceId], when: When) -> list[Outgoing]:
         told: list[Outgoing] = []
@@ -118,7 +173,7 @@ class Reports:
             if device is None:
                 told += [self._cleared(topics.DEVICE_STANDING, device=name)] if self._standings.pop(name, None) else []
                 continue
-            opinion = opinion_of(state, device, when.now_s) or _opinion_before(last, when)
+            opinion = self._delivered(device, opinion_of(state, device, when.now_s)) or _opinion_before(last, when)
             if opinion is None or not (name in self._unpublished or _differs(state, last, opinion, when)):
                 continue
             is_new = last is None or last.standing != opinion.standing
@@ -136,6 +191,17 @@ class Reports:
                 told.append(self._message(topics.ORCHESTRATOR_EVENTS, happened))
         return told
 
+    def _delivered(self, device: Device, opinion: Opinion | None) -> Opinion | None:
+        """The opinion; of a device that is online and can't get its assignment, why."""
+        if not self._too_large or opinion is None or opinion.standing != "online":
+            return opinion
+        lost = self._too_large.get(topics.DEVICE_ASSIGNMENT.at(self._prefix, device=device.id))
+        if lost is None:
+            return opinion
+        size, limit = show_sizes(lost.size_bytes, lost.limit_bytes)
+        fix = "undeploy a task, add a device, or raise the broker's limit (Mosquitto: max_packet_size)"
+        return opinion._replace(why=f"{UNDELIVERED}: it has {size}, and a message there at most {limit}; {fix}")
+
     def _on_tasks(self, state: State) -> list[Outgoing]:
         told: list[Outgoing] = []
         known = state.tasks.keys() | state.invalid.keys()
@@ -144,8 +210,13 @@ class Reports:
             status = TaskStatus(
                 task=task,
                 revision=route.revision if route is not None and route.complete else None,
+                candidate=_candidate_of(state, task),
                 revisions=tuple(spec.revision for spec in state.orders.revisions.get(task, ())),
                 unanswerable=dict(sorted(self._unanswerable.get(task, {}).items())),
+                digests=(digests := first_loads.of_task(state, task)),
+                other_digests={
+                    name: state.other_digests[name].found for name in digests if name in state.other_digests
+                },
             )
             if self._statuses.get(task) != status:
                 self._statuses[task] = status
@@ -159,9 +230,10 @@ class Reports:
     def _on_revision(self, event: events.RevisionReceived) -> None:
         """Note what a revision's topic has now: the broker's memory, our own message, or another client's."""
         name = (event.task, event.revision)
-        known = self._heard.pop(name, None)
-        if not event.is_empty and (known is not None or len(self._heard) < MAX_HEARD):
-            self._heard[name] = event.spec is not None
+        is_known = name in self._heard
+        self._heard.pop(name, None)
+        if not event.is_empty and (is_known or len(self._heard) < MAX_HEARD):
+            self._heard[name] = None if event.spec is None else _fingerprint(event.spec)
         self._kept = None
 
     def _on_revisions(self, state: State) -> list[Outgoing]:
@@ -169,16 +241,17 @@ class Reports:
         if not state.reconciled or self._kept is state.orders.revisions:
             return []
         kept = {(spec.task, spec.revision): spec for last in state.orders.revisions.values() for spec in last}
+        right = {name: _fingerprint(spec) for name, spec in kept.items()}
         told = [
-            self._message(topics.TASK_REVISION, spec, task=task, revision=revision)
-            for (task, revision), spec in sorted(kept.items(), key=lambda each: each[0])
-            if not self._heard.get((task, revision))
+            self._message(topics.TASK_REVISION, kept[task, revision], task=task, revision=revision)
+            for task, revision in sorted(kept)
+            if self._heard.get((task, revision)) != right[task, revision]
         ]
         told += [
             self._cleared(topics.TASK_REVISION, task=task, revision=revision)
             for task, revision in sorted(self._heard.keys() - kept.keys())
         ]
-        self._heard, self._kept = dict.fromkeys(kept, True), state.orders.revisions
+        self._heard, self._kept = dict(right), state.orders.revisions
         return told
 
     def _message(self, topic: topics.Topic, message: BaseModel, **ids: str) -> Outgoing:
@@ -188,12 +261,17 @@ class Reports:
         return Outgoing(topic.at(self._prefix, **ids), b"", qos=topic.qos, retain=topic.retain)
 
 
+def _fingerprint(spec: TaskSpec) -> int:
+    """The fields of a spec that aren't in the name of its revision, as a number."""
+    return hash((spec.description, spec.replace))
+
+
 def opinion_of(state: State, device: Device, now_s: float) -> Opinion | None:
     """The leader's opinion of a device; None of one whose first heartbeat is still on its way.
 
     Neither the end of a device that is on only sometimes nor its silence before is an alarm.
     """
-    is_late = now_s - device.heard_s > state.cluster.heartbeat_interval_s
+    is_late = now_s - device.heard_s > state.cluster.interval_s(device)
     if not device.always_on and (is_late or not device.watched):
         return None if device.watched else Opinion("away", "it is on only sometimes")
     if not device.watched:
@@ -213,7 +291,7 @@ def _doubts_about(state: State, device: Device, now_s: float) -> Opinion | None:
         until_s = max(report.at_s for report in device.timeout_reports.values()) + SUSPECTED_FOR_S
         return Opinion("unresponsive", f"calls to it time out at {', '.join(sorted(device.timeout_reports))}", until_s)
     if owed := device.flaps.heartbeats_owed:
-        until_s = now_s + owed * state.cluster.heartbeat_interval_s
+        until_s = now_s + owed * state.cluster.interval_s(device)
         times = f"{device.flaps.deaths} times" if device.flaps.deaths > 1 else "once"
         return Opinion("probation", f"it died {times} lately, and came back", until_s)
     return None
@@ -223,6 +301,8 @@ def _drain_of(state: State, device: Device) -> Opinion:
     by = "an operator drains it" if device.drained else "it is about to end"
     if stays := state.drain_attempt.stays.get(device.id) if state.drain_attempt else None:
         return Opinion("draining", f"{by}; {stays}")
+    if waits := waits_for(state, device.id):
+        return Opinion("draining", f"{by}; {waits}")
     is_empty = not device.modules and device.id not in state.placement.roles
     return Opinion("drained" if is_empty else "draining", by)
 
@@ -243,7 +323,17 @@ def _differs(state: State, last: Standing | None, opinion: Opinion, when: When) 
         return True
     if last.until is None or opinion.until_s is None:
         return False
-    return abs(when.to_people(opinion.until_s) - last.until) > 2 * state.cluster.heartbeat_interval_s
+    device = state.cluster.devices[last.device]
+    return abs(when.to_people(opinion.until_s) - last.until) > 2 * state.cluster.interval_s(device)
+
+
+def _candidate_of(state: State, task: TaskName) -> Candidate | None:
+    """The spec of a task that takes over when it is ready; None without one."""
+    if task not in state.tasks or (task not in state.served and task not in state.invalid):
+        return None
+    why = revisions.why_refused(state, task)
+    revision = None if task in state.invalid else state.tasks[task].revision
+    return Candidate(revision=revision, state="loading" if why is None else "refused", why=why)
 
 
 # --- events: their fields but for the time ---
@@ -262,10 +352,32 @@ def _task_events(before: State, after: State, actions: Iterable[events.Action]) 
             if known is not spec and (known is None or known.revision != spec.revision):
                 happened.append({"type": EventType.TASK_DEPLOYED, "task": task, "revision": spec.revision})
     for action in actions:
-        if isinstance(action, events.PublishRoute) and (why := action.route.unavailable):
-            last = before.routes.get(action.route.task)
-            if last is None or last.unavailable != why:
-                happened.append({"type": EventType.TASK_UNAVAILABLE, "task": action.route.task, "why": why})
+        if not isinstance(action, events.PublishRoute):
+            continue
+        route, last = action.route, before.routes.get(action.route.task)
+        if (why := route.unavailable) and (last is None or last.unavailable != why):
+            happened.append({"type": EventType.TASK_UNAVAILABLE, "task": route.task, "why": why})
+        if route.complete and last is not None and last.revision != route.revision:
+            happened.append({"type": EventType.REVISION_SERVED, "task": route.task, "revision": route.revision})
+    return [*happened, *_refused_revisions(before, after)]
+
+
+def _forgotten(actions: Iterable[events.Action]) -> list[dict[str, object]]:
+    notes = [each for each in actions if isinstance(each, events.Note) and each.event == "device_forgotten"]
+    why = "an operator had it forgotten"
+    return [{"type": EventType.DEVICE_FORGOTTEN, "device": note.fields["device"], "why": why} for note in notes]
+
+
+def _refused_revisions(before: State, after: State) -> list[dict[str, object]]:
+    """The revisions that can't be served beside those that are, and weren't refused before."""
+    if before.placement is after.placement and before.invalid is after.invalid:
+        return []
+    happened: list[dict[str, object]] = []
+    for task in sorted(after.served.keys() | (after.invalid.keys() & after.tasks.keys())):
+        now, then = _candidate_of(after, task), _candidate_of(before, task)
+        if now is not None and now.state == "refused" and now != then:
+            fields = {"task": task, "revision": now.revision, "why": now.why}
+            happened.append({"type": EventType.REVISION_REFUSED, **{k: v for k, v in fields.items() if v is not None}})
     return happened
 
 

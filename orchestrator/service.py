@@ -23,10 +23,13 @@ from pathlib import Path
 
 import structlog
 
+from broker import leader_watch
+from broker.leader_watch import LEADER_INTERVAL_S
 from broker.protocol import errors, topics
 from broker.protocol.client_ids import client_id
 from broker.protocol.codec import encode
 from broker.protocol.messages import OrchestratorState
+from broker.service_manager import ServiceManager
 from broker.transport import port
 from broker.transport.connect import connect
 from broker.transport.connection import Connection
@@ -39,10 +42,8 @@ from orchestrator.clock import LoopClock
 from orchestrator.decide import decide, next_deadline_s
 from orchestrator.events import Action, Event, MessagesRefused, Overslept, PlanFound, Tick
 from orchestrator.freed_memory import FreedMemory
-from orchestrator.leadership import standby
 from orchestrator.leadership.leader import announce_leadership
 from orchestrator.leadership.leader_files import LeaderFiles, StoredOrders
-from orchestrator.leadership.standby import LEADER_INTERVAL_S
 from orchestrator.planner_process.client import MakePlanner, Planner, PlannerProcess
 from orchestrator.reports import Reports, When
 from orchestrator.state import Pace, State, initial
@@ -64,7 +65,7 @@ class Orchestrator:
     Args:
         connection: the broker, and how to reach it; its site is the prefix in front of all topics.
         state_dir: a directory of its own, where the epoch and the operators' orders outlive the process.
-        heartbeat_interval_s: how often agents report.
+        heartbeat_interval_s: how often agents report that say nothing else; 0.05 to 60.
         settle_s: how long retained messages and first heartbeats may take to arrive after a connection.
         pace: how soon spares are chosen and better placements are searched for.
         answer_unknown_tasks: whether requests that no device serves are answered, for one more copy of each request;
@@ -83,6 +84,7 @@ class Orchestrator:
         settle_s: float = 1.5,
         pace: Pace | None = None,
         answer_unknown_tasks: bool = True,
+        manager: ServiceManager | None = None,
         make_transport: port.MakeTransport = connect,
         make_planner: MakePlanner = PlannerProcess,
     ) -> None:
@@ -97,13 +99,14 @@ class Orchestrator:
         self._answer_unknown_tasks = answer_unknown_tasks
         self._make_transport, self._make_planner = make_transport, make_planner
         self._planner: Planner | None = None
+        self._manager = manager or ServiceManager({})
         self._arrivals = Arrivals(self._prefix, settle_s)
         self._client_id = partial(client_id, "orchestrators", secrets.token_hex(6), site=connection.site)
         self._data = self._new_data()
         self._control: port.Transport | None = None
         self._state: State | None = None
-        self._reports = Reports(self._prefix)
         self._unsent = Unsent()
+        self._reports = Reports(self._prefix, self._unsent.too_large)
         self._denials = Denials(self._prefix)
         self._freed_memory = FreedMemory()
         self._stopping = False
@@ -127,6 +130,7 @@ class Orchestrator:
             while not self._stopping and (waiting := self._wait_for_turn()) is not None:
                 self._lead(waiting)
         finally:
+            self._manager.stopping()
             self._leave()
             self._planner.close()
             dropped, failed = self._arrivals.dropped, self._internal_errors
@@ -139,13 +143,16 @@ class Orchestrator:
 
     # --- begin and end ---
 
-    def _new_data(self, max_packet_bytes: int = port.MAX_CONTROL_PACKET_BYTES) -> port.Transport:
+    def _new_data(
+        self, max_packet_bytes: int = port.MAX_CONTROL_PACKET_BYTES, *, sees_retain: bool = False
+    ) -> port.Transport:
         """The connection for requests; while it waits, the one that hears the leader."""
         return self._make_transport(
             self._connection,
             client_id=self._client_id("data"),
             inbox=self._arrivals.from_data,
             max_packet_bytes=max_packet_bytes,
+            sees_retain=sees_retain,
         )
 
     def _wait_for_turn(self) -> Waiting | None:
@@ -155,11 +162,15 @@ class Orchestrator:
         self._data.start()
         place = {"broker": self._connection.url, "prefix": self._prefix}
         self._waiting = waiting = Waiting(self._files, self._stored, self._sessions, self._settle_s, place)
+        self._manager.status(f"connects to the broker {self._connection.url}")
         while not self._stopping:
+            self._manager.turn()
             due_s, now_s = waiting.due_s, time.monotonic()
             if due_s is not None and now_s >= due_s:
                 break
-            posted = self._arrivals.next(None if due_s is None else due_s - now_s)
+            posted = self._arrivals.next(self._manager.wait_s(None if due_s is None else due_s - now_s))
+            if waiting.hears_leader:
+                self._manager.ready(f"waits as the spare of the leader, epoch {waiting.epoch}")
             if due_s is not None:
                 waiting.excuse_pause(due_s)
             if posted is not None and not isinstance(posted.event, PlanFound):
@@ -178,7 +189,7 @@ class Orchestrator:
         except errors.BadFile as error:
             self._wait_for_disk(error)
             return
-        self._reports = Reports(self._prefix)
+        self._reports = Reports(self._prefix, self._unsent.too_large)
         self._state = self._begin_term(epoch=epoch, linked_s=waiting.linked_s, orders=orders)
         self._clock, self._arrivals.missed = LoopClock(self._longest_step_s), False
         self.resigned, self._heartbeat_at_s = None, time.monotonic()
@@ -192,9 +203,11 @@ class Orchestrator:
     def _wait_for_disk(self, error: errors.BadFile) -> None:
         """Stay a standby for a while: agents couldn't tell two leaders of one epoch apart."""
         _log.error("cannot_lead", reason=str(error), again_in_s=RETRY_LEADING_S)
+        self._manager.status(f"cannot lead: {error}")
         until_s = time.monotonic() + RETRY_LEADING_S
         while not self._stopping and (wait_s := until_s - time.monotonic()) > 0:
-            self._arrivals.next(wait_s)
+            self._manager.turn()
+            self._arrivals.next(self._manager.wait_s(wait_s))
         self._data.close()
         self._arrivals.clear()
         self._data = self._new_data()
@@ -211,7 +224,7 @@ class Orchestrator:
     def _connect(self, epoch: int) -> None:
         self._data.close()
         if self._answer_unknown_tasks:
-            self._data = self._new_data(port.MAX_PACKET_BYTES)
+            self._data = self._new_data(port.MAX_PACKET_BYTES, sees_retain=True)
             self._data.subscribe(topics.requests_filter(self._prefix))
             self._data.start()
 
@@ -247,6 +260,7 @@ class Orchestrator:
         due_s = self._heartbeat_at_s if deadline_s is None else min(self._heartbeat_at_s, self._tick_at_s(deadline_s))
         wait_s = max(0.0, due_s - time.monotonic())
         wait_s = min(RETRY_UNSENT_S, wait_s) if self._unsent else wait_s
+        self._manager.turn()
         batch = self._arrivals.all(wait_s)
         self._note_pause(wait_s)
         if self._control is not None:
@@ -300,7 +314,7 @@ class Orchestrator:
         if state is None or now_s < self._heartbeat_at_s:
             return
         self._freed_memory.return_if_due(now_s)
-        self._heartbeat_at_s = time.monotonic() + standby.leader_interval_s(self._heartbeat_interval_s)
+        self._heartbeat_at_s = time.monotonic() + leader_watch.leader_interval_s(self._heartbeat_interval_s)
         if state.link is not None and self.resigned is None and state.republish_at_s is None:  # else it may be over
             alive = OrchestratorState(epoch=state.epoch, online=True, session=state.link.session)
             self._unsent.add([port.Outgoing(topics.ORCHESTRATOR_HEARTBEAT.at(self._prefix), encode(alive), qos=0)])
@@ -325,6 +339,8 @@ class Orchestrator:
             except Exception:  # noqa: BLE001 - the other actions are still due
                 self._log_failure("action_failed", action)
         self._report(partial(self._reports.on_event, before, event, self._state, actions))
+        for task, reason in self._reports.take_warnings():
+            _log.warning("request_unanswerable", task=task, reason=reason, advice="s2m3 status shows how many come")
 
     def _report(self, reports: Callable[[When], list[port.Outgoing]]) -> None:
         """Publish reports for people, made for this moment; the site works without them."""
@@ -348,10 +364,14 @@ class Orchestrator:
             _log.error("denied_by_broker", topic=event.topic, reason=event.reason)
         elif posted.control and isinstance(event, port.LinkUp):
             _log.info("link_up", broker=self._connection.url)
+            epoch = self._state.epoch if self._state else 0
+            self._manager.ready(f"leads, epoch {epoch}, at {self._connection.url}")
             return event
         elif isinstance(event, port.LinkDown):
             _log.warning("link_down", link="control" if posted.control else "data", reason=event.reason)
-            return event if posted.control else None
+            if posted.control:
+                self._manager.status(f"lost the broker {self._connection.url}, and connects again")
+                return event
         return None
 
     def _event_of(self, delivery: port.Delivery) -> Event | None:

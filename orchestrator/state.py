@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+from broker.epochs import DoubtedLeader
+from broker.leader_watch import leader_interval_s
 from broker.protocol.messages import Assignment, DeviceProfile, Route
 from broker.protocol.messages import Quarantine as QuarantineMessage
 from broker.protocol.specs import DeviceId, ModuleKey, ModuleName, ModuleSpec, TaskName, TaskSpec
 from broker.transport.port import LinkUp
 from orchestrator.events import RetainedRouteReceived
-from orchestrator.leadership.epochs import DoubtedLeader
 from orchestrator.leadership.orders import NO_ORDERS, NOTHING_DELIVERED, Delivered, Orders
-from orchestrator.leadership.standby import leader_interval_s
 from orchestrator.membership.checks import Checks
+from orchestrator.membership.deadly_loads import LoadDeaths
 from orchestrator.membership.failure_detector import Cluster
 from orchestrator.membership.quarantine import Quarantine
 from orchestrator.placement.routes import Fence
@@ -202,6 +203,14 @@ class Planning:
 
 
 @dataclass(frozen=True)
+class OtherDigests:
+    """The digests that devices found of a source whose first load had another one."""
+
+    key: ModuleKey  # of the module
+    found: Mapping[DeviceId, str]
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """The placement, and what was published of it, before the first of the latest goodbyes."""
 
@@ -238,6 +247,7 @@ class State:
     retained_routes: Mapping[TaskName, RetainedRouteReceived] = field(default_factory=dict)  # came over this link
     serving_entries: int = 0  # modules and devices that they name
     tasks: Mapping[TaskName, TaskSpec] = field(default_factory=dict)  # in the order in which they were deployed
+    served: Mapping[TaskName, TaskSpec] = field(default_factory=dict)  # older specs that go on until theirs is ready
     undated: frozenset[TaskName] = frozenset()  # tasks whose specs came while settling: their order says nothing
     invalid: Mapping[TaskName, str] = field(default_factory=dict)
     footprints: Mapping[ModuleKey, int] = field(default_factory=dict)  # the most bytes that any device measured
@@ -254,7 +264,12 @@ class State:
     reviewed_devices: int = 0  # that it followed from then
     doubled_s: float = -math.inf  # when it last followed from more devices than before, and from twice as many as then
     generation: int = 0
+    load_deaths: LoadDeaths = field(default_factory=dict)
+    other_digests: Mapping[str, OtherDigests] = field(default_factory=dict)  # by the name of a source
+    forgotten: tuple[DeviceId, ...] = ()  # by an operator's order, in this term: the latest
+    went_beyond_s: float = -math.inf  # when it last grew because a device obeys another one
     routes: Mapping[TaskName, Route] = field(default_factory=dict)  # as published
+    under_way: Mapping[TaskName, tuple[Route, ...]] = field(default_factory=dict)  # published, and not heard yet
     assignments: Mapping[DeviceId, Assignment] = field(default_factory=dict)  # as published
     assigned_s: Mapping[DeviceId, float] = field(default_factory=dict)  # when each assignment was last published
     due_s: float | None = field(
@@ -284,4 +299,13 @@ def initial(
 ) -> State:
     """The state at the begin of a term; ``orders`` are those that the state directory has."""
     cluster = Cluster(heartbeat_interval_s, leader_interval_s(heartbeat_interval_s))
-    return State(epoch, settle_s, cluster, pace or Pace(), linked_s=linked_s, orders=orders, tasks=orders.specs)
+    return State(
+        epoch,
+        settle_s,
+        cluster,
+        pace or Pace(),
+        linked_s=linked_s,
+        orders=orders,
+        tasks=orders.specs,
+        served=orders.served,
+    )

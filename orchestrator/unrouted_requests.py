@@ -7,16 +7,19 @@ whose task has a front door; so nothing is answered before the broker's retained
 from __future__ import annotations
 
 import math
+import re
 
+from broker.leader_watch import READ_RETAINED_S
 from broker.protocol.codec import request_id
 from broker.protocol.errors import ErrorCode
 from broker.protocol.messages import ErrorBody, Result, Route
 from broker.protocol.specs import TaskName
 from orchestrator.events import Action, AnswerError, RequestReceived
-from orchestrator.leadership.standby import READ_RETAINED_S
+from orchestrator.placement.revisions import served_spec
 from orchestrator.state import State
 
 RETRY_LOADING_S = 1.0
+_NOT_IN_IDS = re.compile(r"[^a-z0-9]")
 
 
 def answer_unrouted(state: State, request: RequestReceived, now_s: float) -> list[Action]:
@@ -30,7 +33,7 @@ def answer_unrouted(state: State, request: RequestReceived, now_s: float) -> lis
         task=request.task,
         epoch=state.epoch,
         generation=state.generation,
-        revision=state.tasks[request.task].revision if request.task in state.tasks else None,
+        revision=served_spec(state, request.task).revision if request.task in state.tasks else None,
         error=ErrorBody(code=ErrorCode.NO_ROUTE, message=sentence, retry_after_s=retry_after_s),
     )
     return [AnswerError(request.reply_to, request.correlation, result, reason)]
@@ -50,7 +53,9 @@ def _refusal(state: State, task: TaskName, now_s: float) -> tuple[str, str, floa
         if task in state.tasks:
             return "planning", "its placement is being planned; try again", RETRY_LOADING_S
         deployed = ", ".join(sorted(state.routes)) or "none"
-        sentence = f"no task is called {task}; deployed tasks: {deployed}; deploy it with `s2m3 deploy FILE`"
+        meant = "-".join(_NOT_IN_IDS.split(task.lower()))
+        hint = f"write {meant}" if meant in state.routes else "deploy it with `s2m3 deploy FILE`"
+        sentence = f"no task is called {task}; deployed tasks: {deployed}; {hint}"
         return "unknown", sentence, None
     if route.unavailable is None:
         return "loading", f"its modules are being loaded: {_loading(state, route)}; try again", RETRY_LOADING_S

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 
 import structlog
 
+from broker import leader_watch
+from broker.leader_watch import LEADER_INTERVAL_S, READ_RETAINED_S, LeaderWatch
 from broker.protocol.messages import OrchestratorState
 from broker.transport import port
 from orchestrator import events
-from orchestrator.leadership import standby
 from orchestrator.leadership.leader_files import LeaderFiles, StoredOrders
 from orchestrator.leadership.orders import CopiedEvent, Orders, StandbyCopy
-from orchestrator.leadership.standby import LEADER_INTERVAL_S, READ_RETAINED_S, LeaderWatch
 
 _log = structlog.get_logger("orchestrator")
 
@@ -54,7 +54,12 @@ class Waiting:
     @property
     def due_s(self) -> float | None:
         """The time to lead if nothing else is heard before; None while the link is down."""
-        return standby.take_over_at_s(self._watch, self._read_s)
+        return leader_watch.take_over_at_s(self._watch, self._read_s)
+
+    @property
+    def hears_leader(self) -> bool:
+        """Whether another orchestrator leads, and was heard over the present link."""
+        return self._watch.leader is not None and self._watch.heard_over_this_link
 
     def with_revisions(self, orders: Orders) -> Orders:
         """These orders, with the revisions that were heard."""
@@ -63,7 +68,7 @@ class Waiting:
     def excuse_pause(self, due_s: float) -> None:
         """Give the leader its full time again if this process stood still since it was due to look."""
         if (now_s := time.monotonic()) > due_s + LEADER_INTERVAL_S:
-            self._watch = standby.reset_timer(self._watch, now_s)
+            self._watch = leader_watch.reset_timer(self._watch, now_s)
 
     def on_refused(self, *, is_read_again: bool) -> None:
         """Take nothing as heard; all comes again, from now on or later."""
@@ -79,7 +84,7 @@ class Waiting:
             self._update_copy(news)
             return
         before, retained = self._watch, isinstance(event, port.Delivery) and event.retain
-        self._watch = after = standby.on_event(before, news, time.monotonic(), retained=retained)
+        self._watch = after = leader_watch.on_event(before, news, time.monotonic(), retained=retained)
         if not isinstance(news, OrchestratorState) or not news.online or after.leader == (news.epoch, news.session):
             self._update_copy(news)
         if after.doubted is not None and after.doubted.times == 1 and after.doubted is not before.doubted:

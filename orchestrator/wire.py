@@ -41,18 +41,19 @@ def event_of(prefix: str, delivery: Delivery) -> events.Event | None:
     Raises:
         RemoteProtocolError: it breaks the contract.
     """
+    if (asked := topics.asked(prefix, delivery.topic, delivery.response_topic)) is not None:
+        return _request(asked, delivery)
     incoming = topics.read(prefix, delivery.topic, delivery.payload, retained=delivery.retain)
     if incoming is None or incoming.topic not in _READ:
         return None
-    if incoming.topic in topics.REQUESTS:
-        return _request(prefix, incoming, delivery)
     read = _READERS.get(incoming.topic)
     return _state(incoming) if read is None else read(incoming, retained=delivery.retain)
 
 
 def clears_request(prefix: str, delivery: Delivery) -> Outgoing | None:
-    """The message that clears a retained request; None for any other message."""
-    incoming = topics.read(prefix, delivery.topic, delivery.payload) if delivery.retain else None
+    """The message that clears a retained request; None for any other message. An empty one isn't kept."""
+    is_kept = delivery.retain and delivery.payload
+    incoming = topics.read(prefix, delivery.topic, delivery.payload) if is_kept else None
     if incoming is None or incoming.topic not in topics.REQUESTS:
         return None
     return Outgoing(delivery.topic, b"", retain=True, correlation=topics.CLEARING)
@@ -133,11 +134,12 @@ def _check_of(prefix: str, check: events.CheckDevice) -> Outgoing:
     return Outgoing(topics.TENSORS.at(prefix, **ids), payload, expiry_s=math.ceil(check.within_s))
 
 
-def _request(prefix: str, incoming: topics.Incoming, delivery: Delivery) -> events.Event | None:
-    reply_to = topics.answer_topic(prefix, incoming, delivery.response_topic)
-    if delivery.correlation == topics.CLEARING or not topics.may_reply_to(prefix, reply_to):
-        return None  # there is no sensor to answer, or its answer topic is not allowed
-    return events.RequestReceived(incoming.ids["task"], reply_to, delivery.correlation, delivery.payload)
+def _request(asked: topics.Asked, delivery: Delivery) -> events.Event | None:
+    if delivery.retain or delivery.correlation == topics.CLEARING:
+        return None
+    if asked.unanswerable is None:
+        return events.RequestReceived(asked.task, asked.reply_to, delivery.correlation, delivery.payload)
+    return events.RequestUnanswerable(asked.task, asked.unanswerable) if delivery.payload else None
 
 
 def _spec(incoming: topics.Incoming, *, retained: bool) -> events.Event:
@@ -168,13 +170,14 @@ def _revision(incoming: topics.Incoming, *, retained: bool) -> events.Event:  # 
 def _route(incoming: topics.Incoming, *, retained: bool) -> events.Event | None:
     task = incoming.ids["task"]
     if not incoming.payload:
-        return None
+        return None if retained else events.RouteHeard(task, 0, is_empty=True)
     try:
         route = incoming.decode()
     except RemoteProtocolError:
         route = None
     if not retained:
-        return events.RouteHeard(task, route.epoch if isinstance(route, Route) else MAX_FENCE)
+        epoch, generation = (route.epoch, route.generation) if isinstance(route, Route) else (MAX_FENCE, 0)
+        return events.RouteHeard(task, epoch, generation, payload=incoming.payload)
     if not isinstance(route, Route):
         return events.RetainedRouteReceived(task, available=False)  # it must be overwritten or cleared all the same
     serving = {node.key: tuple(device.device for device in node.devices) for node in route.nodes.values()}
@@ -201,8 +204,8 @@ def _state(incoming: topics.Incoming) -> events.Event | None:
             return events.DeviceStateReceived(incoming.ids["device"], state)
         case OrchestratorState() as leader:
             return leader
-        case TaskStatus(revisions=revisions):
-            return events.RevisionsListed(incoming.ids["task"], revisions)
+        case TaskStatus(revisions=revisions, revision=served, digests=digests):
+            return events.RevisionsListed(incoming.ids["task"], revisions, served, digests)
     is_answer = incoming.topic is topics.TENSORS
     return events.CheckAnswered(incoming.ids["sender"], incoming.ids["request"]) if is_answer else None
 
@@ -212,18 +215,24 @@ def _drain(incoming: topics.Incoming, *, retained: bool) -> events.Event:
     return events.DrainReceived(incoming.ids["device"], isinstance(said, Drain) and said.drain, retained=retained)
 
 
+def _forget(incoming: topics.Incoming, *, retained: bool) -> events.Event:  # noqa: ARG001 - as the other readers
+    return events.ForgetReceived(incoming.ids["device"])
+
+
 _READERS: Mapping[topics.Topic, Callable[..., events.Event | None]] = {
     topics.TASK_SPEC: _spec,
     topics.TASK_ROUTE: _route,
     topics.TASK_REVISION: _revision,
     topics.ORCHESTRATOR_STATE: _leader_topic,
     topics.DEVICE_DRAIN: _drain,
+    topics.DEVICE_FORGET: _forget,
     topics.ORCHESTRATOR_QUARANTINE: _quarantine,
 }
 CONTROL_TOPICS = (
     topics.DEVICE_HEARTBEAT,
     topics.DEVICE_STATE,
     topics.DEVICE_DRAIN,
+    topics.DEVICE_FORGET,
     topics.TASK_SPEC,
     topics.TASK_REVISION,
     topics.ORCHESTRATOR_STATE,
@@ -242,4 +251,4 @@ STANDBY_TOPICS = (
     topics.DEVICE_DRAIN,
 )
 """The topics of a standby: the leader's, and the operators' orders with all revisions, of which it keeps a copy."""
-_READ = (*CONTROL_TOPICS, topics.TASK_STATUS, *topics.REQUESTS, topics.TENSORS)
+_READ = (*CONTROL_TOPICS, topics.TASK_STATUS, topics.TENSORS)

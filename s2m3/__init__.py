@@ -9,14 +9,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from broker.client import Client, Response
+    from broker.client import Answer, Client, Response
     from broker.protocol.codec import RawInput
+    from broker.protocol.errors import (
+        BadFile,
+        BrokerRefused,
+        LocalProtocolError,
+        NotConnected,
+        RequestFailed,
+        S2M3Error,
+    )
 
-__all__ = ["Client", "RawInput", "Response"]
+__all__ = [
+    "Answer",
+    "BadFile",
+    "BrokerRefused",
+    "Client",
+    "LocalProtocolError",
+    "NotConnected",
+    "RawInput",
+    "RequestFailed",
+    "Response",
+    "S2M3Error",
+]
+_CLIENT = {"Answer", "Client", "Response"}
 
 if not TYPE_CHECKING:  # or a type checker would take any name
 
     def __getattr__(name: str) -> object:
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module("broker.protocol.codec" if name == "RawInput" else "broker.client"), name)
+        module = "client" if name in _CLIENT else "protocol.codec" if name == "RawInput" else "protocol.errors"
+        return getattr(import_module(f"broker.{module}"), name)

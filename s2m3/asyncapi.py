@@ -19,6 +19,7 @@ from broker.protocol.codec import JSON, SAFETENSORS
 from broker.protocol.messages import NodeDone, NodeFailed, NodeInputs, Result
 from broker.protocol.specs import ID_PATTERN, LEVEL_PATTERN, MAX_LEVEL_BYTES
 from broker.protocol.topics import REQUESTS, RESULTS, TASK_REQUESTS, TENSORS, TOPICS, VERSION, Topic
+from broker.protocol.trace_context import NAME, PATTERN
 
 Node = dict[str, Any]
 _SECTION = re.compile(r"^## `([^`]+)`\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
@@ -110,7 +111,8 @@ def _messages(topic: Topic) -> Node:
         mqtt |= {"responseTopic": {"type": "string"}} if topic is TASK_REQUESTS else {}
         text = "The input itself, or a safetensors document of several; the Content Type says which."
         name = "Request" if topic is TASK_REQUESTS else "RequestOfClient"
-        return {name: {"contentType": "*/*", "summary": text, "payload": binary, "bindings": {"mqtt": mqtt}}}
+        request: Node = {"contentType": "*/*", "summary": text, "headers": _user_properties(), "payload": binary}
+        return {name: request | {"bindings": {"mqtt": mqtt}}}
     if topic.message is None:
         name = "".join(part.capitalize() for part in name_of(topic).split("-"))
         return {name: {"contentType": "application/octet-stream", "payload": binary}}
@@ -121,6 +123,13 @@ def _messages(topic: Topic) -> Node:
             f"With a tensor as the answer: {SAFETENSORS}, with this JSON as `result` in its metadata."
         )
     return {kind: message}
+
+
+def _user_properties() -> Node:
+    """The user properties of a request."""
+    text = "W3C's trace context: it stands in the request's trace. One that isn't valid is ignored."
+    form: Node = {"type": "string", "pattern": PATTERN, "description": text}
+    return {"type": "object", "properties": {NAME: form}}
 
 
 def _summary(kind: type) -> str:

@@ -6,17 +6,19 @@ place. Imports no torch: the sizes of a model are read, not counted.
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from broker.files import bad_field, load_spec
-from broker.protocol.errors import BadFile
+from broker.files import bad_field, inside, load_spec
+from broker.protocol.errors import BadFile, ModuleRefused
 from broker.protocol.specs import (
     COMMIT,
     DeviceId,
@@ -37,10 +39,19 @@ KINDS = (
     "alignment",
     "classification",
     "speech",
+    "embed-image",
+    "embed-text",
 )
 """The tasks of the catalogue; a file in edge_agent/catalog/hub is named KIND-MODEL.yaml."""
 
+_NEAR, _LIKE = 3, 0.8  # names that an error shows in place of a wrong one, and how like it they are
+
 _SUFFIXES = (".yaml", ".yml", ".json")
+AUTO = "auto"
+"""The word of a task file in place of a number that this machine can count."""
+NUMBERS = ("memory_bytes", "flops", "output_bytes")
+TYPICAL_BYTES = {"image": 150_000, "text": 100, "audio": 160_000}
+"""Of an input by its kind, as in the catalogue: a frame of a camera, a few captions, five seconds of sound."""
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # of one parameter
 
 
@@ -62,6 +73,15 @@ class TaskList(Spec):
     tasks: Annotated[tuple[TaskUse, ...], Field(min_length=1)]
 
 
+Count = Callable[[ModuleSpec, str | None], Mapping[str, int]]
+"""Finds the ``NUMBERS`` of a module in one of its uses, or raises ModuleRefused (``reference.auto_numbers``)."""
+
+
+def not_counted(_: ModuleSpec, __: str | None) -> Mapping[str, int]:
+    """Refuse to count, in a command that reads numbers only."""
+    raise ModuleRefused("only `s2m3 deploy` and `s2m3 plan` count")
+
+
 @dataclass(frozen=True)
 class Written:
     """A task spec and where a person wrote it."""
@@ -75,33 +95,35 @@ class Written:
         return bad_field(self.file, (*self.at, field), problem=problem, fix=fix)
 
 
-def load_task(name: str) -> TaskSpec:
+def load_task(name: str, count: Count = not_counted) -> TaskSpec:
     """Read a task spec by catalogue name (``pocket/classify``) or by path (``mine.yaml``).
+
+    ``count`` finds the numbers that a file leaves out by ``auto``; without it such a file is refused.
 
     Raises:
         BadFile: neither, or the file is wrong.
     """
-    return _load(_file_of(name))
+    return _load(_file_of(name), count)
 
 
-def load_tasks(name: str | Path) -> list[Written]:
+def load_tasks(name: str | Path, count: Count = not_counted) -> list[Written]:
     """Read the tasks of a catalogue name, a file, a list of tasks, or all files of a directory, by name.
 
     Raises:
         BadFile: there is nothing of that name, or a file is wrong.
     """
     if Path(name).is_dir():
-        files = sorted(path for path in Path(name).iterdir() if path.suffix in _SUFFIXES)
+        files = [path for path in inside(Path(name)) if path.suffix in _SUFFIXES]
         if not files:
             raise BadFile(file=str(name), problem="holds no task files", fix=f"put in some {', '.join(_SUFFIXES)}")
-        return [written for path in files for written in load_tasks(path)]
+        return [written for path in files for written in load_tasks(path, count)]
     path = _file_of(str(name))
     if not _is_list(path):
-        return [Written(_load(path), str(path))]
+        return [Written(_load(path, count), str(path))]
     found = []
     for position, use in enumerate(load_spec(path, TaskList).tasks):
         beside = path.parent / use.task
-        spec = load_task(str(beside) if beside.is_file() else use.task)
+        spec = load_task(str(beside) if beside.is_file() else use.task, count)
         found.append(Written(use.applied(spec), str(path), ("tasks", position)))
     return found
 
@@ -163,8 +185,8 @@ def config_path(repository: str) -> Path:
     return catalog.DIRECTORY / "hub" / "configs" / f"{repository.replace('/', '--')}.json"
 
 
-def _load(path: Path) -> TaskSpec:
-    spec = load_spec(path, TaskSpec)
+def _load(path: Path, count: Count = not_counted) -> TaskSpec:
+    spec = load_spec(path, TaskSpec, partial(_without_auto, path, count))
     for name, module in spec.modules.items():
         source = module.source
         if source is not None and source.hub and source.revision and not COMMIT.fullmatch(source.revision):
@@ -177,13 +199,67 @@ def _load(path: Path) -> TaskSpec:
     return spec
 
 
+def _without_auto(path: Path, count: Count, content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a task file in which numbers stand where it says ``auto``.
+
+    Raises:
+        BadFile: one can't be found on this machine.
+    """
+    filled = dict(content)
+    for group, fill in (("inputs", _typical), ("modules", partial(_counted, path, count, content))):
+        named = content.get(group)
+        if isinstance(named, dict):
+            filled[group] = {
+                name: fill(name, each) if isinstance(each, dict) and AUTO in each.values() else each
+                for name, each in named.items()
+            }
+    return filled
+
+
+def _typical(_: str, given: dict[str, Any]) -> dict[str, Any]:
+    typical = TYPICAL_BYTES.get(str(given.get("kind")))
+    return {**given, "bytes": typical} if given.get("bytes") == AUTO and typical else given
+
+
+def _counted(path: Path, count: Count, content: dict[str, Any], name: str, module: dict[str, Any]) -> dict[str, Any]:
+    """A module of a task file with its numbers; an unsound one gets some, and is refused for what is wrong with it."""
+    wanted = [field for field in NUMBERS if module.get(field) == AUTO]
+    module = {**module, **dict.fromkeys(wanted, 1)}
+    nodes = content.get("nodes")
+    uses = {
+        node.get("use")
+        for node in (nodes.values() if isinstance(nodes, dict) else ())
+        if isinstance(node, dict) and node.get("module") == name
+    }
+    if not wanted or not all(use is None or isinstance(use, str) for use in uses):
+        return module
+    try:
+        spec = ModuleSpec.model_validate(module)
+    except ValidationError:
+        return module
+    try:
+        found = [count(spec, use) for use in sorted(uses or {None}, key=str)]
+    except ModuleRefused as error:
+        problem = f"is {AUTO}, and {error}"
+        raise bad_field(path, ("modules", name, wanted[0]), problem=problem, fix="write the number") from error
+    return {**module, **{field: max(each[field] for each in found) for field in wanted}}
+
+
 def _file_of(name: str) -> Path:
     if name in catalog.names():
         return catalog.path(name)
     if name.endswith(_SUFFIXES) or Path(name).is_file():
         return Path(name)
-    known = ", ".join(catalog.names())
-    raise BadFile(file=name, problem="is neither in the catalogue nor a file", fix=f"name a file, or one of: {known}")
+    names = catalog.names()
+    near = [known for known in names if known.rpartition("/")[2] == name]
+    near = near or difflib.get_close_matches(name, names, n=_NEAR, cutoff=_LIKE)
+    near = near or [known for known in names if name.lower() in known][:_NEAR]
+    if near:
+        fix = f"did you mean {' or '.join(near)}?"
+    else:
+        small = ", ".join(known for known in names if known.startswith("pocket/"))
+        fix = f"name a file, or a model that `s2m3 models list` has, such as {small}"
+    raise BadFile(file=name, problem="is neither in the catalogue nor a file", fix=fix)
 
 
 def _is_list(path: Path) -> bool:

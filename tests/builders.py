@@ -117,6 +117,21 @@ def chain(name: str, *modules: ModuleSpec, **fields: Any) -> TaskSpec:
     return graph(name, {node: (modules[i], (needs[i],)) for i, node in enumerate(nodes)}, **fields)
 
 
+def read_and_see(vision: ModuleSpec, text: ModuleSpec, head: ModuleSpec) -> TaskSpec:
+    """A task with an encoder of its image and one of its text; its nodes stand in another order than they run."""
+    return TaskSpec(
+        task="zero-shot",
+        inputs={"image": InputSpec(kind="image", bytes=150_000), "text": InputSpec(kind="text", bytes=200)},
+        nodes={
+            "head": NodeSpec(module="head", needs=("read", "see")),
+            "read": NodeSpec(module="text", needs=("text",)),
+            "see": NodeSpec(module="vision", needs=("image",)),
+        },
+        output="head",
+        modules={"vision": vision, "text": text, "head": head},
+    )
+
+
 def joined(name: str, encoders: Sequence[ModuleSpec], head: ModuleSpec, **fields: Any) -> TaskSpec:
     """A task in which encoders take an image side by side, and the head takes all their outputs."""
     nodes = {f"n-{part_of(spec)}": (spec, ("image",)) for spec in encoders}

@@ -33,12 +33,13 @@ class Authority:
 
     folder: Path
     name: str = "test authority"
+    days: tuple[float, float] = (-1, 10)  # in which its own certificate is valid
     _key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.file = self.folder / "ca.pem"
-        self.file.write_bytes(_pem(self._sign(self.name, self._key.public_key(), days=(-1, 10), hosts=(), is_ca=True)))
+        self.file.write_bytes(_pem(self._sign(self.name, self._key.public_key(), days=self.days, hosts=(), is_ca=True)))
 
     def issue(
         self,
@@ -50,7 +51,7 @@ class Authority:
     ) -> Files:
         """A certificate for these hosts, valid from and until so many days from now."""
         key = ec.generate_private_key(ec.SECP256R1())
-        signer = Authority(self.folder / name, name, key) if self_signed else self
+        signer = Authority(self.folder / name, name, _key=key) if self_signed else self
         certificate = signer._sign(name, key.public_key(), days=days, hosts=hosts, is_ca=False)
         files = Files(self.folder / f"{name}.pem", self.folder / f"{name}.key")
         files.cert.write_bytes(_pem(certificate))

@@ -12,11 +12,8 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import threading
-import time
 import uuid
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +29,11 @@ from broker.servers.mosquitto import MosquittoBroker
 from broker.transport.connection import parse_url
 from broker.transport.port import Delivery, LinkEvent
 from s2m3.cli.main import main
+from s2m3.testbed import site
 from s2m3.testbed.proxy import LinkShape, Proxy
+from tests import warm
 from tests.certificates import Authority
+from tests.containers import mosquitto_container
 from tests.distribution import Distribution, yield_to_sites
 from tests.patience import PATIENCE_S
 
@@ -41,8 +41,8 @@ CONFIG = Path(__file__).parents[1] / "deploy" / "mosquitto" / "development.conf"
 HOST = "127.0.0.1"
 # Seconds are no property: an example may take long on a machine that is busy.
 # And an ordinary run judges a change, not luck: it plays the same examples each time. ``--hypothesis-profile=drawn``
-# draws others, and is for finding what nobody thought of.
-settings.register_profile("drawn", deadline=None)
+# draws others, and twice as many, and is for finding what nobody thought of.
+settings.register_profile("drawn", deadline=None, max_examples=200)
 settings.register_profile("repeated", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeated")
 # A shell that starts this run in the background has it ignore SIGINT, and so would every process under test.
@@ -116,52 +116,19 @@ def development_config(listener: str) -> str:
     return text
 
 
-def answers(host: str, port: int) -> bool:
-    """Wait until a process accepts connections there; False when none does in time."""
-    until_s = time.monotonic() + PATIENCE_S
-    pause = threading.Event()
-    while time.monotonic() < until_s:
-        try:
-            socket.create_connection((host, port), timeout=1).close()
-        except OSError:
-            pause.wait(0.01)
-        else:
-            return True
-    return False
-
-
-@contextlib.contextmanager
-def _mosquitto_container(folder: Path) -> Iterator[str | None]:
-    """The url of a Mosquitto in a container, or None where no Docker engine answers or has the image."""
-    if not (os.environ.get("DOCKER_HOST") or Path("/var/run/docker.sock").exists()):
-        yield None
-        return
-    with contextlib.ExitStack() as stack:
-        url = None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the libraries' own imports
-            try:
-                from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - slow, and seldom needed
-
-                config = folder / "container.conf"
-                config.write_text(development_config("listener 1883 0.0.0.0"))
-                config.chmod(0o644)
-                container = DockerContainer("eclipse-mosquitto:2.0").with_exposed_ports(1883)
-                container.with_volume_mapping(str(config), "/mosquitto/config/mosquitto.conf", "ro")
-                stack.enter_context(container)
-                host, port = container.get_container_host_ip(), int(container.get_exposed_port(1883))
-            except Exception as error:  # noqa: BLE001 - no engine, no image, no network: the program will do
-                warnings.warn(f"no Mosquitto container, so the program is used: {error}", stacklevel=2)
-            else:
-                url = f"mqtt://{host}:{port}" if answers(host, port) else None
-        yield url
-
-
 @pytest.fixture(autouse=True)
 def own_log() -> Iterator[None]:
     """A command that a test runs in this process sets up the log; the next test starts without that."""
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_starts() -> Iterator[None]:
+    """The processes of sites start without seconds of imports; the demo and the commands start theirs as users do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(site, "Popen", warm.start)
+        yield
 
 
 @pytest.fixture
@@ -198,7 +165,10 @@ def burst() -> Iterator[Callable[[], int]]:
 def mosquitto_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real Mosquitto for the whole run: in a container if Docker answers, otherwise the program."""
     folder = tmp_path_factory.mktemp("mosquitto")
-    with _mosquitto_container(folder) as url:
+    config = folder / "container.conf"
+    config.write_text(development_config("listener 1883 0.0.0.0"))
+    config.chmod(0o644)
+    with mosquitto_container(config) as url:
         if url is not None:
             yield url
             return

@@ -17,6 +17,13 @@ from tests.builders import module
 KEY = "sha256:" + "a" * 64
 WIDTH = 3
 SHAPES: Mapping[str, Sequence[int | str | None]] = {"features": ["n", WIDTH]}
+TOKENIZER = {
+    "version": "1.0",
+    "truncation": {"max_length": 12, "stride": 0, "strategy": "LongestFirst", "direction": "Right"},
+    "pre_tokenizer": {"type": "Whitespace"},
+    "model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "[PAD]": 1, "cat": 2}, "unk_token": "[UNK]"},
+}
+"""The content of a ``tokenizer.json``."""
 
 
 def model(
@@ -26,6 +33,7 @@ def model(
     dtypes: Mapping[str, int] = {},
     outputs: Sequence[str] = ("scaled",),
     opsets: Mapping[str, int] = {"": 17},
+    version: int = 9,
 ) -> ModelProto:
     """A model that by default gives ``scaled``: ``features`` (n, 3) times a weight of twos."""
     weight = numpy_helper.from_array(np.full((WIDTH,), 2.0, np.float32), "weight")
@@ -37,7 +45,7 @@ def model(
     taken = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
     graph = helper.make_graph(list(made), "small", given, taken, [weight])
     imports = [helper.make_opsetid(domain, version) for domain, version in opsets.items()]
-    return helper.make_model(graph, opset_imports=imports, ir_version=9)
+    return helper.make_model(graph, opset_imports=imports, ir_version=version)
 
 
 def with_data_at(location: str, base: ModelProto | None = None) -> ModelProto:
@@ -67,6 +75,63 @@ def hidden_in_a_branch() -> ModelProto:
     choose = helper.make_node("If", ["yes"], ["scaled"], then_branch=inner, else_branch=inner)
     made = model([choose])
     made.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    return made
+
+
+def looping() -> ModelProto:
+    """A model that adds the features up again and again: 2 ** 40 times."""
+    start, kept = (helper.make_tensor_value_info("acc", TensorProto.FLOAT, None) for _ in range(2))
+    given = [
+        helper.make_tensor_value_info("i", TensorProto.INT64, []),
+        helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+        start,
+    ]
+    steps = [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Add", ["acc", "acc"], ["more"])]
+    kept.name = "more"
+    body = helper.make_graph(steps, "body", given, [helper.make_tensor_value_info("on", TensorProto.BOOL, []), kept])
+    made = model([helper.make_node("Loop", ["often", "", "features"], ["scaled"], body=body)])
+    made.graph.initializer.append(numpy_helper.from_array(np.array(2**40), "often"))
+    return made
+
+
+def scanning() -> ModelProto:
+    """A model that goes over its features with Scan."""
+    row = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [WIDTH]) for name in ("row", "same")]
+    body = helper.make_graph([helper.make_node("Identity", ["row"], ["same"])], "body", row[:1], row[1:])
+    return model([helper.make_node("Scan", ["features"], ["scaled"], body=body, num_scan_inputs=1)])
+
+
+def looping_in_a_branch() -> ModelProto:
+    """A model that loops in a branch of If."""
+    inner = looping().graph
+    del inner.input[:]
+    made = model([helper.make_node("If", ["yes"], ["scaled"], then_branch=inner, else_branch=inner)])
+    made.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    return made
+
+
+def looping_in_a_function() -> ModelProto:
+    """A model that loops in a function of its own."""
+    made = model([helper.make_node("Again", ["features"], ["scaled"], domain="mine")], opsets={"": 17, "mine": 1})
+    inner = looping().graph
+    often = helper.make_node("Constant", [], ["often"], value=inner.initializer[1])
+    nodes = [often, *inner.node]
+    made.functions.append(helper.make_function("mine", "Again", ["features"], ["scaled"], nodes, made.opset_import[:1]))
+    return made
+
+
+def calling(functions: int, calls: int, *, itself: bool = False, domain: str = "mine") -> ModelProto:
+    """A model with functions that each call the one before so often: calls ** functions nodes. The first adds."""
+    made = model(
+        [helper.make_node(f"F{functions}", ["features"], ["scaled"], domain=domain)], opsets={"": 17, "mine": 1}
+    )
+    for number in range(functions + 1):
+        name = f"F{number if itself else number - 1}"
+        inner = [helper.make_node(name, [f"x{call}"], [f"x{call + 1}"], domain=domain) for call in range(calls)]
+        nodes = inner if number else [helper.make_node("Add", ["x0", "x0"], [f"x{calls}"])]
+        own = helper.make_function("mine", f"F{number}", ["x0"], [f"x{calls}"], nodes, made.opset_import)
+        own.domain = domain
+        made.functions.append(own)
     return made
 
 

@@ -24,6 +24,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from broker.servers import site_setup
 from broker.servers.access import Account
+from broker.servers.bridge import Bridge
 from broker.servers.mosquitto import find_mosquitto
 from broker.servers.ports import HOST, free_port, listens
 from broker.servers.site_files import Settings, Setup
@@ -36,10 +37,12 @@ WITNESS = "witness"
 class SecuredSite:
     """A setup in a folder, and its Mosquitto, as a context manager. ``settings`` are further lines of configuration."""
 
-    def __init__(self, folder: Path, accounts: Sequence[Account], *settings: str, **given: Any) -> None:
+    def __init__(
+        self, folder: Path, accounts: Sequence[Account], *settings: str, bridge: Bridge | None = None, **given: Any
+    ) -> None:
         port = free_port()
-        values = {"hosts": [HOST], "port": port, "bind": HOST} | given
-        self.setup: Setup = site_setup.init(folder, accounts, Settings.model_validate(values), user=getpass.getuser())
+        values = Settings.model_validate({"hosts": [HOST], "port": port, "bind": HOST} | given)
+        self.setup: Setup = site_setup.init(folder, accounts, values, user=getpass.getuser(), bridge=bridge)
         self.port = port
         self.log = folder.parent / f"{folder.name}.log"
         with self.setup.configuration.open("a") as file:
@@ -205,6 +208,11 @@ class Peer:
         """All topics on which something arrived."""
         with self._changed:
             return {topic for topic, _ in self._messages}
+
+    def all(self) -> list[tuple[str, bytes]]:
+        """Everything that arrived, in order."""
+        with self._changed:
+            return list(self._messages)
 
     def wait_for(self, payload: str, *, count: int = 1) -> None:
         """Wait until this payload arrived so often."""

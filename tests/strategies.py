@@ -9,15 +9,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from broker.protocol.engines import DEFAULT_ENGINES, Engine, engine_of
+from broker.protocol.preparation import PicturePreparation, Preparation, TextPreparation
 from broker.protocol.specs import DeviceSpec, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec, Variant
 
+# The planner takes long, and the ordinary run plays the same examples each time: more of them prove little.
+CALMLY = settings(
+    deadline=None, max_examples=settings().max_examples // 2, suppress_health_check=[HealthCheck.too_slow]
+)
 PARTS = [f"part-{number}" for number in range(5)]
 DEVICES = "abcde"
 TASKS = [f"task-{number}" for number in range(4)]
 DIGESTS = ["sha256:" + character * 64 for character in "01"]
+PREPARATIONS = [
+    None,
+    Preparation(picture=PicturePreparation(size=(8, 8))),
+    Preparation(text=TextPreparation(longest=8)),
+]
+LABELS = [None, ("a cat", "a dog"), "labels.txt"]
 RUN_ALL: list[tuple[Engine, ...]] = [
     DEFAULT_ENGINES,
     ("onnx", "torch", "ctranslate2"),
@@ -65,6 +77,8 @@ def modules(draw: st.DrawFn, *, constrained: bool = False) -> dict[str, ModuleSp
             output_bytes=draw(st.sampled_from([1, 1_000, 1_001, 1_000_000])),
             digest=draw(st.sampled_from([None, None, None, *DIGESTS])),
             variants=draw(_variants(part, family)),
+            prepare=draw(st.sampled_from(PREPARATIONS)) if engine_of(family) == "onnx" else None,
+            labels=draw(st.sampled_from(LABELS)) if engine_of(family) == "onnx" else None,
         )
         for part, family in families.items()
     }

@@ -25,7 +25,7 @@ from s2m3.testbed.observer import Observer
 from tests.builders import InlinePlanner, chain, computing, module, profile, uncalibrated_store
 from tests.patience import PATIENCE_S, until
 
-TASK = chain("echo", module("y", memory_bytes=10, output_bytes=8))
+TASK = chain("echo", module("y", memory_bytes=10, output_bytes=8), image_bytes=1_000)
 PICTURE = b"\xff\xd8\xff\xe0a picture"
 
 
@@ -105,7 +105,7 @@ def small_site(
         stack.enter_context(running(orchestrator))
         agents = {}
         for device in devices:
-            config = AgentConfig(id=device, broker=url, site=site, heartbeat_interval_s=0.1)
+            config = AgentConfig(id=device, broker=url, site=site)
             agents[device] = Agent(config, profile=profile(), store=uncalibrated_store(100, load))
             stack.enter_context(running(agents[device]))
         client = stack.enter_context(Client(connection))

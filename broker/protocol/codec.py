@@ -1,25 +1,37 @@
 """Messages and their bytes, with limits. Pure.
 
-Owns the two encodings: JSON for control messages and results, safetensors for arrays. Limits are checked before
-parsing. An unreadable message between processes raises ``RemoteProtocolError``; an unreadable request of a sensor
-raises ``RequestFailed`` with a sentence for it.
+Owns the two encodings, JSON for control messages and results, safetensors for arrays; and how a sensor's request
+becomes named inputs (``decode_request``). Limits are checked before parsing. An unreadable message between processes
+raises ``RemoteProtocolError``; an unreadable request of a sensor raises ``RequestFailed`` with a sentence for it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-import numpy as np
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from broker.protocol.errors import ErrorCode, RemoteProtocolError, RequestFailed
+from broker.protocol.json_inputs import begins_like_json_object, bytes_of, is_json_list, read_json
+from broker.protocol.media import (
+    CALLED,
+    Kind,
+    encoded_format_of,
+    format_of,
+    is_text,
+    kind_of,
+    media_type,
+    wrong_kind,
+)
 from broker.protocol.messages import Result, TensorMessage
-from broker.protocol.specs import InputSpec, RequestId, describe
-from broker.protocol.tensors import MAX_NAME_SHOWN, Array, Tensors, pack, unpack
+from broker.protocol.sentences import describe
+from broker.protocol.sizes import show_sizes
+from broker.protocol.specs import InputSpec, ModuleKey, RequestId
+from broker.protocol.tensors import MAX_NAME_SHOWN, Array, Tensors, array_of, begins_like_document, pack, unpack
 
 MAX_CONTROL_BYTES = 1024 * 1024  # a device's assignment of 1,000 modules has about half of that
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # one float32 batch of LLaVA's image tokens has 9.4 MB
@@ -58,7 +70,8 @@ def decode(kind: type[M], payload: bytes) -> M:
         RemoteProtocolError: too large, not JSON, or a field is missing or wrong.
     """
     if len(payload) > MAX_CONTROL_BYTES:
-        raise RemoteProtocolError(f"{kind.__name__} of {len(payload)} bytes, at most {MAX_CONTROL_BYTES} are allowed")
+        size, limit = show_sizes(len(payload), MAX_CONTROL_BYTES)
+        raise RemoteProtocolError(f"{kind.__name__} of {size}, at most {limit} are allowed")
     extra: Literal["ignore"] | None = None if kind.model_config.get("extra") == "allow" else "ignore"
     try:
         return kind.model_validate_json(payload, strict=True, extra=extra)
@@ -70,7 +83,13 @@ def decode(kind: type[M], payload: bytes) -> M:
 def encode_tensors(message: TensorMessage, tensors: Tensors) -> bytes:
     """Write arrays with their envelope as metadata: strings unchanged, other fields as JSON text."""
     fields = message.model_dump(mode="json", exclude_none=True)
-    return pack(tensors, {name: text if isinstance(text, str) else json.dumps(text) for name, text in fields.items()})
+    return pack(tensors, {name: _text_of(value) for name, value in fields.items()})
+
+
+def _text_of(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    return str(value) if type(value) is int else json.dumps(value)  # most are fencing numbers
 
 
 def decode_tensors(payload: bytes) -> tuple[TensorMessage, dict[str, Array]]:
@@ -80,7 +99,8 @@ def decode_tensors(payload: bytes) -> tuple[TensorMessage, dict[str, Array]]:
         RemoteProtocolError: too large, truncated, malformed, or a field of its envelope is missing or wrong.
     """
     if len(payload) > MAX_MESSAGE_BYTES:
-        raise RemoteProtocolError(f"{len(payload)} bytes, at most {MAX_MESSAGE_BYTES} are allowed")
+        size, limit = show_sizes(len(payload), MAX_MESSAGE_BYTES)
+        raise RemoteProtocolError(f"{size}, at most {limit} are allowed")
     tensors, metadata = unpack(payload)
     try:
         return _TENSOR_MESSAGE.validate_python(metadata), tensors
@@ -98,36 +118,46 @@ def encode_request(inputs: Mapping[str, RawInput]) -> tuple[bytes, str]:
         (only,) = inputs.values()
         if only.content_type:
             return only.data, only.content_type
-    arrays = {name: np.frombuffer(raw.data, dtype=np.uint8) for name, raw in inputs.items()}
+    arrays = {name: array_of(raw.data) for name, raw in inputs.items()}
     return pack(arrays, {name: raw.content_type for name, raw in inputs.items()}), SAFETENSORS
 
 
 def decode_request(payload: bytes, content_type: str, expected: Mapping[str, InputSpec]) -> dict[str, RawInput]:
-    """Read the inputs that a sensor sent.
+    """Read the inputs that a sensor sent: a raw input, a safetensors document, or a JSON object of named inputs.
+
+    The content type says which of them; without one the first bytes do. A raw input is the input of its kind. Inputs
+    that weren't sent have their default.
 
     Raises:
         RequestFailed: ``bad_input`` or ``too_large``, with a sentence that says what to send instead.
     """
     _check_content_type(content_type)
-    wanted = ", ".join(f"{name} ({spec.kind})" for name, spec in expected.items())
+    wanted = described_inputs(expected)
     if not payload:
         raise RequestFailed(ErrorCode.BAD_INPUT, f"the payload is empty: this task takes {wanted}")
     if len(payload) > MAX_MESSAGE_BYTES:
-        text = f"the request has {len(payload)} bytes, at most {MAX_MESSAGE_BYTES} are allowed"
-        raise RequestFailed(ErrorCode.TOO_LARGE, text)
-    if content_type.split(";", maxsplit=1)[0].strip() == SAFETENSORS:
+        size, limit = show_sizes(len(payload), MAX_MESSAGE_BYTES)
+        raise RequestFailed(ErrorCode.TOO_LARGE, f"the request has {size}, at most {limit} are allowed")
+    form = _form_of(payload, content_type)
+    if form == SAFETENSORS:
         inputs = _named_inputs(payload, expected, wanted)
+    elif form == JSON:
+        _refuse_as_json(payload)
+        inputs = _json_inputs(payload, expected, wanted)
     else:
-        inputs = {_only_input(content_type, expected, wanted): RawInput(payload, content_type)}
-    if missing := [name for name in expected if name not in inputs]:
-        raise RequestFailed(
-            ErrorCode.BAD_INPUT,
-            f"the input {missing[0]} is missing: this task takes {wanted}; send several inputs as one "
-            f"safetensors document of byte arrays, with content type {SAFETENSORS}",
-        )
+        inputs = {_only_input(payload, content_type, expected, wanted): RawInput(payload, content_type)}
     for name, raw in inputs.items():
         _check_input(name, raw, expected[name])
-    return inputs
+    complete: dict[str, RawInput] = {}
+    for name, spec in expected.items():
+        if name not in inputs and spec.default is None:
+            raise RequestFailed(
+                ErrorCode.BAD_INPUT,
+                f"the input {name} is missing: this task takes {wanted}; send several inputs as one JSON object of "
+                f"these names, or as one safetensors document of byte arrays, with content type {SAFETENSORS}",
+            )
+        complete[name] = inputs[name] if name in inputs else RawInput(spec.default_bytes, "text/plain")
+    return complete
 
 
 def encode_result(result: Result, tensors: Tensors | None) -> tuple[bytes, str]:
@@ -147,7 +177,7 @@ def decode_result(payload: bytes, content_type: str | None) -> tuple[Result, dic
         RemoteProtocolError: it breaks the contract.
     """
     tensors: dict[str, Array] = {}
-    if content_type == SAFETENSORS:
+    if media_type(content_type or "") == SAFETENSORS:
         tensors, metadata = unpack(payload)
         payload = metadata.get("result", "").encode()
     return decode(Result, payload), tensors
@@ -180,6 +210,29 @@ def inputs_digest(inputs: Mapping[str, RawInput]) -> str:
     return digest.hexdigest()[:32]
 
 
+def described_inputs(expected: Mapping[str, InputSpec]) -> str:
+    """The inputs of a task, for a sentence."""
+    given = {True: "", False: ", has a default"}
+    return ", ".join(f"{name} ({spec.kind}{given[spec.default is None]})" for name, spec in expected.items())
+
+
+def _form_of(payload: bytes, content_type: str) -> str:
+    """``SAFETENSORS``, ``JSON``, or ``RAW`` for one input as it is: what the content type says, or the first bytes."""
+    said = media_type(content_type)
+    if said in {SAFETENSORS, JSON}:
+        return said
+    if kind_of(content_type) is not None:
+        return RAW
+    if begins_like_document(payload):
+        return SAFETENSORS
+    return JSON if begins_like_json_object(payload) or is_json_list(payload) else RAW
+
+
+def load_digest(key: ModuleKey) -> str:
+    """The digest under which the load of a module is known, among the payloads that a process died of."""
+    return hashlib.sha256(b"load\0" + key.encode()).hexdigest()[:32]
+
+
 def _named_inputs(payload: bytes, expected: Mapping[str, InputSpec], wanted: str) -> dict[str, RawInput]:
     try:
         arrays, content_types = unpack(payload)
@@ -187,28 +240,77 @@ def _named_inputs(payload: bytes, expected: Mapping[str, InputSpec], wanted: str
         raise RequestFailed(
             ErrorCode.BAD_INPUT, f"{error}; write it with the safetensors library and send all of it"
         ) from error
-    if unknown := sorted(arrays.keys() - expected.keys()):
-        raise RequestFailed(
-            ErrorCode.BAD_INPUT, f"unknown input {unknown[0][:MAX_NAME_SHOWN]!r}: this task takes {wanted}"
-        )
-    if wrong := [name for name, array in arrays.items() if array.dtype != np.uint8]:
+    _check_names(arrays.keys(), expected, wanted)
+    if wrong := [name for name, array in arrays.items() if array.dtype.name != "uint8"]:
         raise RequestFailed(
             ErrorCode.BAD_INPUT, f"input {wrong[0]} must be an array of bytes (U8): the encoded file itself"
         )
     return {name: RawInput(array.tobytes(), content_types.get(name, "")) for name, array in arrays.items()}
 
 
-def _only_input(content_type: str, expected: Mapping[str, InputSpec], wanted: str) -> str:
-    if len(expected) == 1:
-        return next(iter(expected))
-    kind = content_type.split("/", maxsplit=1)[0]
-    if fitting := [name for name, spec in expected.items() if spec.kind == kind]:
-        return fitting[0]
-    raise RequestFailed(
-        ErrorCode.BAD_INPUT,
-        f"this task takes {wanted}: send them as one safetensors document of byte arrays, with content type "
-        f"{SAFETENSORS}, not {content_type or 'without a content type'}",
-    )
+def _json_inputs(payload: bytes, expected: Mapping[str, InputSpec], wanted: str) -> dict[str, RawInput]:
+    values = read_json(payload)
+    _check_names(values.keys(), expected, wanted)
+    return {
+        name: RawInput(*bytes_of(name, value, expected[name].kind, MAX_INPUT_BYTES)) for name, value in values.items()
+    }
+
+
+def _check_names(names: Collection[str], expected: Mapping[str, InputSpec], wanted: str) -> None:
+    if unknown := sorted(set(names) - expected.keys()):
+        raise RequestFailed(
+            ErrorCode.BAD_INPUT, f"unknown input {unknown[0][:MAX_NAME_SHOWN]!r}: this task takes {wanted}"
+        )
+
+
+def _only_input(payload: bytes, content_type: str, expected: Mapping[str, InputSpec], wanted: str) -> str:
+    """The name of a raw input: the first of its kind, and of these the first without a default."""
+    _refuse_encoded(payload, {spec.kind for spec in expected.values()})
+    kind = kind_of(content_type)
+    if kind is None and len(expected) == 1:
+        return next(iter(expected))  # what is wrong with its bytes says who reads them
+    if kind is None:
+        kind, sent = _kind_of_bytes(payload)
+    else:
+        sent = CALLED[kind] if kind == "text" else f"{CALLED[kind]} ({media_type(content_type)})"
+    fitting = [name for name, spec in expected.items() if spec.kind == kind]
+    if not fitting:
+        fix = "send that"
+        if len(expected) > 1:
+            fix = (
+                "send one of these; several as one JSON object of these names, or as one safetensors document of byte "
+            )
+            fix += f"arrays, with content type {SAFETENSORS}"
+        raise RequestFailed(ErrorCode.BAD_INPUT, f"{wrong_kind('this task', wanted, sent)}: {fix}")
+    return min(fitting, key=lambda name: expected[name].default is not None)
+
+
+def _kind_of_bytes(payload: bytes) -> tuple[Kind | None, str]:
+    """The kind of input that a payload is by its first bytes, and its name for a sentence."""
+    found = format_of(payload)
+    if found is not None:
+        return found.kind, f"{CALLED[found.kind]} ({found.name})" if found.kind else found.name
+    return ("text", CALLED["text"]) if is_text(payload) else (None, "bytes of no known format without a content type")
+
+
+def _refuse_encoded(data: bytes, kinds: Collection[str]) -> None:
+    """Refuse a picture or a sound that is written as text: its decoder would say less."""
+    found = encoded_format_of(data)
+    if found is not None and found[1].kind in kinds:
+        form, known = found
+        what = CALLED["image" if known.kind == "image" else "audio"]
+        raise RequestFailed(
+            ErrorCode.BAD_INPUT,
+            f"this is {what} written as {form} ({known.media_type}): send the file's own bytes, or base64 or a data "
+            "URL as a value of a JSON object of named inputs",
+        )
+
+
+def _refuse_as_json(payload: bytes) -> None:
+    """Refuse a file whose content type says that it is JSON: its reader would speak of letters."""
+    if (found := format_of(payload)) is not None:
+        text = f"the content type says JSON, and this is {found.name}: send it as {found.media_type}, or without a type"
+        raise RequestFailed(ErrorCode.BAD_INPUT, text)
 
 
 def _check_content_type(content_type: str) -> None:
@@ -222,11 +324,13 @@ def _check_input(name: str, raw: RawInput, spec: InputSpec) -> None:
     if not raw.data:
         raise RequestFailed(ErrorCode.BAD_INPUT, f"the input {name} is empty: send a {spec.kind}")
     if len(raw.data) > MAX_INPUT_BYTES:
-        raise RequestFailed(
-            ErrorCode.TOO_LARGE,
-            f"the input {name} has {len(raw.data)} bytes, at most {MAX_INPUT_BYTES} are allowed: send a smaller one",
+        size, limit = show_sizes(len(raw.data), MAX_INPUT_BYTES)
+        text = f"the input {name} has {size}, at most {limit} are allowed: send a smaller one"
+        raise RequestFailed(ErrorCode.TOO_LARGE, text)
+    if spec.kind != "text":
+        _refuse_encoded(raw.data, {spec.kind})
+    if (kind := kind_of(raw.content_type)) not in {None, spec.kind}:
+        text = (
+            f"the input {name} must be {CALLED[spec.kind]}, not {CALLED[kind or 'text']} ({raw.content_type}): send one"
         )
-    sent = raw.content_type.split("/")[0]
-    if sent in {"image", "text", "audio"} and sent != spec.kind:
-        text = f"the input {name} must be {spec.kind}, not {raw.content_type}: send one of that kind"
         raise RequestFailed(ErrorCode.BAD_INPUT, text)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias, get_args
 
-from pydantic import StringConstraints
+from broker.protocol.sentences import described
 
 Engine: TypeAlias = Literal["torch", "onnx", "ctranslate2"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
-EngineName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,32}$")]
+EngineName = Annotated[str, described(r"^[a-z0-9-]{1,32}$", "is not the name of an engine")]
 """An engine as a message names it: a newer device may have one that this version doesn't know."""
 DEFAULT_ENGINES: tuple[Engine, ...] = ("torch", "ctranslate2")
 """The engines of a device that names none: agents of before have these."""

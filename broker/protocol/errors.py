@@ -23,6 +23,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
+from broker.protocol.sizes import show_bytes, show_sizes
+
 _DEVICES_NAMED = 8  # in one sentence; all of them are in the attribute
 
 
@@ -52,8 +54,9 @@ class MessageTooLarge(LocalProtocolError):
         self.topic = topic
         self.size_bytes = size_bytes
         self.limit_bytes = limit_bytes
+        size, limit = show_sizes(size_bytes, limit_bytes)
         super().__init__(
-            f"the message for {topic} has {size_bytes} bytes, and this connection to the broker takes {limit_bytes}: "
+            f"the message for {topic} has {size}, and this connection to the broker takes {limit}: "
             "send less, or raise the broker's max_packet_size if that is lower"
         )
 
@@ -69,6 +72,10 @@ class TransportError(S2M3Error):
 class NotConnected(TransportError):
     """There is no connection to the broker; state is published again after the reconnection."""
 
+    def __init__(self, reason: str = "no connection to the broker", *, is_absent: bool = False) -> None:
+        self.is_absent = is_absent  # nothing listens or answers there
+        super().__init__(reason)
+
 
 class QueueFull(TransportError):
     """Too many messages wait to be sent; try again later."""
@@ -77,10 +84,10 @@ class QueueFull(TransportError):
 class BrokerRefused(TransportError):
     """The broker refused a message or a subscription, because of an access rule or a quota."""
 
-    def __init__(self, topic: str, reason: str) -> None:
+    def __init__(self, topic: str, reason: str, fix: str = "") -> None:
         self.topic = topic
         self.reason = reason
-        super().__init__(f"the broker refused {topic}: {reason}")
+        super().__init__(f"the broker refused {topic}: {reason}{fix and f'; {fix}'}")
 
 
 class NoDeviceFits(S2M3Error):
@@ -105,7 +112,8 @@ class NoDeviceFits(S2M3Error):
 
     def __str__(self) -> str:
         nearest = sorted(self.short_bytes, key=lambda device: (self.short_bytes[device], device))
-        parts = [f"{device} lacks {self.short_bytes[device]}" for device in sorted(nearest[:_DEVICES_NAMED])]
+        lacking = {device: show_bytes(self.short_bytes[device], up=True) for device in nearest[:_DEVICES_NAMED]}
+        parts = [f"{device} lacks {lacking[device]}" for device in sorted(lacking)]
         if len(nearest) > _DEVICES_NAMED:
             parts.append(f"and {len(nearest) - _DEVICES_NAMED} more lack as much or more")
         parts += named([f"{device}: {why}" for device, why in sorted(self.excluded.items())])
@@ -113,12 +121,13 @@ class NoDeviceFits(S2M3Error):
         fix = "add a device, raise a memory budget, or undeploy a task"
         if self.change:
             device, more_bytes = self.change
-            fix = f"with {more_bytes} bytes more on {device} all would fit; or add a device, or undeploy a task"
+            more = show_bytes(more_bytes, up=True)
+            fix = f"with {more} more on {device} all would fit; or add a device, or undeploy a task"
         away = ", ".join(named([f"{device}: {why}" for device, why in sorted(self.absent.items())]))
         missing = ", ".join([*parts, *([away] if away else [])])
         if not parts:
             missing = f"there are no devices ({away})" if away else "there are no devices"
-        return f"no device fits {self.module} ({self.memory_bytes} bytes): {missing}{yields}; {fix}"
+        return f"no device fits {self.module} ({show_bytes(self.memory_bytes)}): {missing}{yields}; {fix}"
 
 
 class ModuleRefused(S2M3Error):

@@ -33,10 +33,12 @@ from broker.protocol.specs import (
     MAX_LEVEL_BYTES,
     MAX_NODES,
     MAX_TASKS,
+    AnswerForm,
     Availability,
     Bytes,
     ClientName,
     DeviceId,
+    Digest,
     Id,
     InputSpec,
     ModuleKey,
@@ -60,6 +62,8 @@ SUSPECTED_FOR_S = 15.0  # a timed-out call counts so long: a few timeouts of a c
 
 MAX_REASON = 1_000  # characters: an engine's error may list each tensor of a model
 MAX_COUNT = 2**60
+FOR_PEOPLE = ("label", "text", "answer")  # the fields of an answer that a person wants, of which a task has one
+MAX_FIRST_DEVICES = 2  # that found the first digest of a source
 MAX_DIED_WITH = MAX_BATCH = 64  # payloads that one process can have computed when it ended
 MAX_QUARANTINED = 1_000  # requests and payloads
 MAX_REFUSED = 1_000  # payloads
@@ -74,6 +78,11 @@ Fence = Annotated[int, Field(strict=True, ge=0, le=MAX_FENCE)]
 Reason = Annotated[str, AfterValidator(lambda text: text[:MAX_REASON])]
 """A sentence for people about a failure; the rest of a longer one is left out when it is read or written."""
 Count = Annotated[int, Field(strict=True, ge=0, le=MAX_COUNT)]
+AskedTask = Annotated[str, AfterValidator(lambda name: name[:MAX_LEVEL_BYTES])]
+"""A task as a request's topic names it: any text, which needn't be an id; the rest of a longer one is left out."""
+SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 0.05, 60.0
+Interval = Annotated[float, Field(ge=SHORTEST_INTERVAL_S, le=LONGEST_INTERVAL_S, allow_inf_nan=False)]
+"""The seconds between two heartbeats of a device. A birth with any other number is refused when it is read."""
 Payload = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 """A digest of a request's inputs: equal for equal inputs of any sensors (``codec.inputs_digest``)."""
 
@@ -100,13 +109,22 @@ def _unless(default: object) -> Callable[[object], bool]:
     return lambda value: value == default
 
 
-class OrchestratorState(Message):
-    """The leader's term (epoch), or its end. ``change`` counts the changes of deployed tasks and drains."""
+class LeaderState(Message):
+    """A leader's term (epoch), or its end."""
 
     epoch: Fence
     online: bool
     session: Fence  # new at each connection, so that a late will of an older connection has no effect
+
+
+class OrchestratorState(LeaderState):
+    """The leader's term (epoch), or its end. ``change`` counts the changes of deployed tasks and drains.
+
+    ``heartbeat_interval_s`` counts for devices whose births have none.
+    """
+
     change: Annotated[Fence, Field(exclude_if=_unless(0))] = 0
+    heartbeat_interval_s: Annotated[Interval, Field(exclude_if=_unless(1.0))] = 1.0
 
 
 class Drain(Message):
@@ -138,6 +156,7 @@ class About(Message):
     python: str
     engines: tuple[str, ...]
     accelerator: str | None = None
+    changed: Annotated[tuple[str, ...], Field(exclude_if=_unless(()))] = ()  # of its settings, since its last start
 
 
 class DeviceState(Message):
@@ -154,8 +173,27 @@ class DeviceState(Message):
     about: About | None = None
     tasks: Annotated[tuple[TaskName, ...], Field(max_length=MAX_TASKS)] | None = None  # that it may serve; null: all
     availability: Annotated[Availability, Field(exclude_if=_unless("always"))] = "always"
+    heartbeat_interval_s: Interval | None = None  # null: as the orchestrator expects
     died_with: Annotated[tuple[Payload, ...], Field(max_length=MAX_DIED_WITH)] | None = None
     machine_up_s: NotNegative | None = None  # since its boot
+
+
+class FirstLoad(Message):
+    """The digest that a source's weights had when the site first loaded them, and the first two devices that found it.
+
+    The source's task file states none, so this one counts for every device.
+    """
+
+    digest: Digest
+    devices: Annotated[tuple[DeviceId, ...], Field(min_length=1, max_length=MAX_FIRST_DEVICES)]
+
+    def refusal(self, source: object, found: str) -> str:
+        """The sentence about weights of this source with another digest."""
+        return (
+            f"the weights of {source} have the digest {found} here, and {' and '.join(self.devices)} first loaded "
+            f"{self.digest} from the same source: if those here are right, write digest: {found} into the task file; "
+            "else bring the first ones here"
+        )
 
 
 class AssignedModule(Message):
@@ -166,6 +204,7 @@ class AssignedModule(Message):
     role: Literal["active", "standby"] = "active"
     why: Reason = ""
     revision: Revision | None = None  # of the task's spec that describes the module; of the first task by name
+    first_load: Annotated[FirstLoad | None, Field(exclude_if=_unless(None))] = None  # other weights are refused
 
 
 class Assignment(Message):
@@ -188,6 +227,7 @@ class HeldModule(Message):
     compute_s: NotNegative | None = None  # moving average of measured forward passes
     uses: Count = 0  # passes that use it now: its reference count
     queue: Count = 0  # waiting forward passes
+    digest: Annotated[Digest | None, Field(exclude_if=_unless(None))] = None  # of weights whose task file states none
 
 
 class OutputCacheUse(Message):
@@ -275,6 +315,7 @@ class Route(Message):
     inputs: Annotated[dict[NodeName, InputSpec], Field(max_length=MAX_INPUTS)] = {}
     nodes: Annotated[dict[NodeName, RouteNode], Field(max_length=MAX_NODES)] = {}
     output: NodeName | None = None
+    answer: AnswerForm | None = None
     wire: Wire = "float32"
     front_door: tuple[DeviceId, ...] = ()
     second_door: tuple[DeviceId, ...] = ()  # the backup coordinator; keeps a copy of each open request
@@ -309,7 +350,13 @@ class Route(Message):
             for name, node in self.nodes.items()
         }
         made = Plan.model_validate(
-            {"nodes": nodes, "output": self.output, "wire": self.wire, "revision": self.revision}
+            {
+                "nodes": nodes,
+                "output": self.output,
+                "answer": self.answer,
+                "wire": self.wire,
+                "revision": self.revision,
+            }
         )
         self._plans[chosen] = made
         return made
@@ -327,6 +374,10 @@ class Route(Message):
 # --- data: the result is JSON, or safetensors when the output is a tensor ---
 
 
+MAX_NOTES, MAX_NOTE_CHARACTERS = 8, 250
+_Note = Annotated[str, StringConstraints(max_length=MAX_NOTE_CHARACTERS)]
+
+
 class Timing(Message):
     """The cost of one node of one request, and its device."""
 
@@ -337,6 +388,7 @@ class Timing(Message):
     output_bytes: Count
     attempt: Fence
     cached: Annotated[bool, Field(exclude_if=_unless(default=False))] = False  # its output was kept, not computed
+    notes: Annotated[tuple[_Note, ...], Field(max_length=MAX_NOTES, exclude_if=_unless(()))] = ()  # what it didn't read
 
 
 class ErrorBody(Message):
@@ -351,7 +403,7 @@ class Result(Message):
     """The end of a request: ``answer`` or ``error``, never both, and the timings of its nodes."""
 
     request: RequestId
-    task: TaskName
+    task: AskedTask
     epoch: Fence = 0
     generation: Fence = 0
     revision: Revision | None = None  # of the task's spec
@@ -359,6 +411,11 @@ class Result(Message):
     answer: dict[str, JsonValue] | None = None
     error: ErrorBody | None = None
     timings: tuple[Timing, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The text that a person wants of the answer; empty if it has none, as a mask or a vector."""
+        return next((text for name in FOR_PEOPLE if isinstance(text := (self.answer or {}).get(name), str)), "")
 
 
 # --- data: safetensors documents; these are their metadata ---
@@ -409,13 +466,24 @@ class Plan(Message):
 
     nodes: Annotated[dict[NodeName, PlannedNode], Field(max_length=MAX_NODES)]
     output: NodeName
+    answer: AnswerForm | None = None  # of an output that is an array
     wire: Wire = "float32"  # arrays between nodes are rounded to it
     revision: Revision | None = None  # of the task's spec
 
     @model_validator(mode="after")
     def _graph_is_sound(self) -> Self:
-        _check_graph({name: node.needs for name, node in self.nodes.items()}, self.output)
+        _ = self.is_sound
         return self
+
+    @cached_property
+    def is_sound(self) -> bool:
+        """True; it is found out once, though each message that carries this plan has it validated again.
+
+        Raises:
+            ValueError: the nodes form a cycle, or its output isn't one of them.
+        """
+        _check_graph({name: node.needs for name, node in self.nodes.items()}, self.output)
+        return True
 
     @cached_property
     def text(self) -> str:
@@ -426,7 +494,8 @@ class Plan(Message):
     def work(self) -> str:
         """A digest of the computation without its devices: equal for two attempts, different for other graphs."""
         graph = sorted((name, node.key, node.use or "", *node.needs) for name, node in self.nodes.items())
-        return hashlib.sha256(json.dumps([graph, self.output, self.wire]).encode()).hexdigest()[:32]
+        form = [self.answer] if self.answer else []
+        return hashlib.sha256(json.dumps([graph, self.output, self.wire, *form]).encode()).hexdigest()[:32]
 
     def consumers(self, node: NodeName) -> list[NodeName]:
         """The nodes that take this node's output."""

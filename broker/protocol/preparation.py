@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from broker.protocol.sentences import described
 from broker.protocol.values import Spec
 
 MAX_SIDE = 4096  # pixels of a network's input
@@ -18,13 +19,21 @@ MAX_TOKENS = 8192  # of one text
 MAX_SAMPLES = 96_000 * 600  # of a sound
 MAX_BANDS = 1024
 MAX_FRAMES = 65_536
+MAX_SPECTRUM = 2**24  # numbers of a sound's spectrum, or of its mel bands' weights: 128 MiB each while it is prepared
 
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Sides = tuple[Side, Side]
 Number = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Divisor = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Colours = tuple[Number, Number, Number]
-FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=128)]
+FileName = Annotated[
+    str,
+    described(
+        r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$",
+        "is not the name of a file beside this one: use letters, digits, _, . and -, and no folder",
+        max_length=128,
+    ),
+]
 """A file beside the weights: never a path."""
 _Hz = Annotated[float, Field(ge=0, le=96_000)]
 _Window = Annotated[int, Field(ge=2, le=65_536)]
@@ -146,6 +155,19 @@ class SoundPreparation(Spec):
             )
         if self.samples is None and self.least < self.window:
             raise ValueError(f"least is {self.least}: write at least the window, {self.window}, or write samples")
+        return self
+
+    @model_validator(mode="after")
+    def _is_small(self) -> Self:
+        samples = self.samples if self.samples is not None else round(self.most_s * self.rate_hz)
+        frames, frequencies = samples // self.hop + 1, (self.fft or self.window) // 2 + 1
+        numbers = max(self.samples or 0, max(frames, self.bands) * max(frequencies, self.bands))
+        if numbers > MAX_SPECTRUM:
+            raise ValueError(
+                f"{samples} samples in {frames} frames of {frequencies} frequencies and {self.bands} bands are "
+                f"{numbers} numbers, at most {MAX_SPECTRUM} are allowed: write a larger hop, a shorter fft, fewer "
+                "bands or fewer seconds"
+            )
         return self
 
 

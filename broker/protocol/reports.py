@@ -11,13 +11,31 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from broker.protocol.messages import Count, Fence, Message, Reason
-from broker.protocol.specs import DeviceId, ModuleKey, ModuleName, NodeName, NotNegative, RequestId, Revision, TaskName
+from broker.protocol.messages import AskedTask, Count, Fence, FirstLoad, Message, Reason
+from broker.protocol.specs import (
+    MAX_NODES,
+    DeviceId,
+    Digest,
+    ModuleKey,
+    ModuleName,
+    NodeName,
+    NotNegative,
+    RequestId,
+    Revision,
+    TaskName,
+)
+from broker.protocol.trace_context import Traceparent
 
+MAX_DIGESTS = 2 * MAX_NODES  # of a task: its modules, and those of the revision that is still served
+MAX_UNKNOWN_TASKS = 64  # names of tasks that aren't deployed: anyone may invent them
 Time = NotNegative
 """Seconds since 1970 on the sender's clock."""
 Word = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z_]{0,63}$")]
 """A name for programs. The set may grow: a reader takes any."""
+
+
+UNDELIVERED = "its assignment can't pass the broker"
+"""The standing of a device that is online begins its ``why`` so, while its assignment is too large."""
 
 
 class Standing(Message):
@@ -30,13 +48,37 @@ class Standing(Message):
     why: str
 
 
+class Candidate(Message):
+    """A spec that was deployed and isn't served yet. ``revision`` is left out if it can't be read."""
+
+    revision: Revision | None = None
+    state: Literal["loading", "refused"]
+    why: str | None = None
+
+
 class TaskStatus(Message):
     """A task's revisions, and the requests that could not be answered."""
 
     task: TaskName
     revision: Revision | None = None  # the one that is served
+    candidate: Candidate | None = None  # the one that takes over when it is ready
     revisions: tuple[Revision, ...] = ()  # the last five, newest first
     unanswerable: dict[str, Count] = Field(default_factory=dict)  # reason -> requests
+    digests: dict[str, FirstLoad] = Field(
+        default_factory=dict, max_length=MAX_DIGESTS, exclude_if=lambda digests: not digests
+    )  # of the first loads of its sources, where no task file states them
+    other_digests: dict[str, dict[DeviceId, Digest]] = Field(
+        default_factory=dict, max_length=MAX_DIGESTS, exclude_if=lambda others: not others
+    )  # of the same sources, that devices found later and didn't load
+
+
+class UnansweredRequests(Message):
+    """The requests that could not be answered at names that no deployed task has, such as one in capitals.
+
+    They are counted since this leader leads. Beyond ``MAX_UNKNOWN_TASKS`` names they count under an empty one.
+    """
+
+    unanswerable: Annotated[dict[AskedTask, dict[Word, Count]], Field(max_length=MAX_UNKNOWN_TASKS + 1)]
 
 
 class EventType(StrEnum):
@@ -48,6 +90,7 @@ class EventType(StrEnum):
     DEVICE_AWAY = "device_away"
     DEVICE_DRAINING = "device_draining"
     DEVICE_DRAINED = "device_drained"
+    DEVICE_FORGOTTEN = "device_forgotten"
     MODULE_LOADING = "module_loading"
     MODULE_READY = "module_ready"
     MODULE_FAILED = "module_failed"
@@ -58,6 +101,8 @@ class EventType(StrEnum):
     LEADER_CHANGED = "leader_changed"
     TASK_DEPLOYED = "task_deployed"
     TASK_UNAVAILABLE = "task_unavailable"
+    REVISION_SERVED = "revision_served"
+    REVISION_REFUSED = "revision_refused"
 
 
 class SystemEvent(Message):
@@ -94,6 +139,7 @@ class Trace(Message):
     task: TaskName
     outcome: Word
     total_s: NotNegative
+    traceparent: Traceparent | None = None  # as the sensor sent it
     nodes: dict[NodeName, TraceNode]  # that finished
     unfinished: dict[NodeName, DeviceId] = Field(default_factory=dict)
 

@@ -6,33 +6,50 @@ can't exist: construction checks every rule, and the error names the field.
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
+from broker.protocol.default_text import MAX_DEFAULT_BYTES, DefaultText, bytes_of
 from broker.protocol.engines import DEFAULT_ENGINES, Engine, engine_of
+from broker.protocol.media import Kind
 from broker.protocol.preparation import FileName, Preparation
+from broker.protocol.sentences import described
+from broker.protocol.sizes import parse_bytes, show_sizes
 from broker.protocol.values import Spec
 
 ID_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 INVALID_ID = "is not a valid id: use a-z, 0-9 and -, at most 63 characters"
-Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
+Id = Annotated[str, described(ID_PATTERN, INVALID_ID)]
 SITE_PATTERN = r"^[a-z0-9-]+(/[a-z0-9-]+)*$"
-SitePrefix = Annotated[str, StringConstraints(pattern=SITE_PATTERN)]
+INVALID_SITE = "must consist of a-z, 0-9 and -, with / between levels"
+
+
+def bare_site(value: object) -> object:
+    """A site prefix without slashes at its ends, which people write."""
+    return value.strip("/") if isinstance(value, str) else value
+
+
+SitePrefix = Annotated[str, BeforeValidator(bare_site), described(SITE_PATTERN, INVALID_SITE)]
 """A site's own topic prefix, in front of all topics."""
 DeviceId = Id
 TaskName = Id
 NodeName = Id
 RequestId = Id
 ModuleName = Annotated[
-    str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.@-]*(/[a-z0-9][a-z0-9.@-]*)*$", max_length=128)
+    str,
+    described(
+        r"^[a-z0-9][a-z0-9.@-]*(/[a-z0-9][a-z0-9.@-]*)*$",
+        "is not a valid name of a module: use a-z, 0-9, ., @ and -, with / between parts",
+        max_length=128,
+    ),
 ]
 MAX_NODES = 256  # of a task: each message between agents carries its plan, and has a header of at most 256 KiB
 MAX_NEEDS = 1_024  # of all nodes of a task together; the largest task of the catalogue has 7
@@ -54,34 +71,15 @@ def is_level(text: str) -> bool:
 
 ClientName = str
 """The client of a request, as its topic names it (``is_level``); empty where the topic names none."""
-Revision = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")]
+Revision = Annotated[str, described(r"^[0-9a-f]{12}$", "is not a revision: it has 12 digits of 0-9 and a-f")]
 """One version of a task's spec (``TaskSpec.revision``)."""
 Wire = Literal["float32", "float16"]
 """The dtype of arrays that a node sends to another."""
+AnswerForm = Literal["embeddings", "unit-embeddings"]
+"""How an output that is an array becomes an answer in JSON: its rows as they are, or each scaled to length 1."""
 Availability = Literal["always", "sometimes"]
 ModuleKey = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 """A module's identity (``ModuleSpec.key``): equal keys are one module, held once."""
-
-_SIZE = re.compile(r"^\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kmgt]i?b|b)?\s*$", re.IGNORECASE)
-_UNIT = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-_UNIT |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-
-
-def parse_bytes(value: object) -> object:
-    """Turn ``300MiB``, ``"1.0e9"`` or ``1.0e9`` into a whole number of bytes; leave other numbers alone.
-
-    Raises:
-        ValueError: the value is a text that isn't a size, or a truth value.
-    """
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, str) and (match := _SIZE.match(value)):
-        with suppress(ValueError, OverflowError):
-            return round(float(match[1]) * _UNIT[(match[2] or "b").lower()])
-    if isinstance(value, (str, bool)):
-        raise ValueError("is not a valid size: write a number of bytes, or 300MiB, or 1.5GB")  # noqa: TRY004 - pydantic's rule
-    return value
-
 
 # The limits are beyond anything physical; within them every quotient is finite.
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0, le=2**60)]
@@ -92,8 +90,33 @@ _Place = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 COMMIT = re.compile(r"[0-9a-f]{40}")
 """A revision that names the same files of a hub's repository for ever."""
 DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
+Digest = Annotated[str, described(DIGEST_PATTERN, "is not a digest: write sha256: and 64 digits of 0-9 and a-f")]
+URL_PATTERN = (
+    r"^https?://([a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?|\[[0-9a-f:]+\])(:[0-9]{1,5})?"
+    r"(/[A-Za-z0-9_~+@=,-][A-Za-z0-9._~+@=,-]*)+$"
+)
+_Url = Annotated[
+    str,
+    described(
+        URL_PATTERN,
+        "is not a URL of weights: write http(s)://host/path, the host in small letters, without login, %, ? and #",
+        max_length=512,
+    ),
+]
 DOWNLOAD_FACTOR = 8  # a module may be half of a float32 checkpoint, and be held as int8
 DOWNLOAD_BYTES = 64 * 2**20  # for the files beside the weights
+_CatalogFile = Annotated[
+    str,
+    described(
+        r"^[a-z0-9-]+(/[a-z0-9-]+)*\.safetensors$",
+        "is not a file of the catalogue: use a-z, 0-9 and -, with / between folders, and .safetensors at the end",
+        max_length=128,
+    ),
+]
+_Family = Annotated[
+    str,
+    described(r"^[a-z0-9_]+\.[a-z0-9_]+$", "is not a family: write two words with a point, such as clip.vision"),
+]
 _Part = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 _Label = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
@@ -132,29 +155,46 @@ def check_size(needs: Mapping[NodeName, Sequence[NodeName]]) -> None:
 
 
 class Source(Spec):
-    """The source of a module's weights: exactly one of a hub repository, a pip package, a catalogue file.
+    """The source of a module's weights: exactly one of a hub repository, a pip package, a catalogue file, a URL.
 
-    ``revision`` is a commit of the repository. ``download_bytes`` is the most that its files may have, where the whole
-    repository is much larger than the part.
+    ``revision`` is a commit of the repository. ``digest`` is the SHA-256 of the file at the URL. ``download_bytes`` is
+    the most that the files may have, where the whole repository is much larger than the part.
     """
 
     hub: _Place | None = None
     pip: _Place | None = None
-    catalog: (
-        Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]+(/[a-z0-9-]+)*\.safetensors$", max_length=128)] | None
-    ) = None
+    catalog: _CatalogFile | None = None
+    url: Annotated[_Url | None, Field(exclude_if=lambda url: url is None)] = None
     part: _Part
+    digest: Annotated[Digest | None, Field(exclude_if=lambda digest: digest is None)] = None
     revision: _Part | None = None
     download_bytes: Bytes | None = None
 
     @model_validator(mode="after")
     def _exactly_one_place(self) -> Self:
-        if sum(place is not None for place in (self.hub, self.pip, self.catalog)) != 1:
-            raise ValueError("name exactly one of hub, pip, catalog")
+        if sum(place is not None for place in (self.hub, self.pip, self.catalog, self.url)) != 1:
+            raise ValueError("name exactly one of hub, pip, catalog, url")
         return self
 
+    @model_validator(mode="after")
+    def _a_url_and_its_digest_stand_together(self) -> Self:
+        if self.url is not None and self.digest is None:
+            raise _unsound(
+                ("url",), "has no digest beside it; write digest: sha256:… (`s2m3 models store` prints both)"
+            )
+        if self.url is None and self.digest is not None:
+            raise _unsound(("digest",), "is for a url; write a module's digest beside its source, not into it")
+        if self.url is not None and self.revision is not None:
+            raise _unsound(("revision",), "is for a hub; the digest says which file a url is, so remove it")
+        return self
+
+    @property
+    def key(self) -> str:
+        """The identity of these weights in a module's key: that of a URL is its digest, wherever the file lies."""
+        return f"url:{self.digest}#{self.part}" if self.url else str(self)
+
     def __str__(self) -> str:
-        kind = next(kind for kind in ("hub", "pip", "catalog") if getattr(self, kind))
+        kind = next(kind for kind in ("hub", "pip", "catalog", "url") if getattr(self, kind))
         revision = f"@{self.revision}" if self.revision else ""
         return f"{kind}:{getattr(self, kind)}{revision}#{self.part}"
 
@@ -167,13 +207,13 @@ class Variant(Spec):
 
     engine: Literal["onnx"]
     source: Source
-    digest: Annotated[str, StringConstraints(pattern=DIGEST_PATTERN)] | None = None
+    digest: Digest | None = None
     memory_bytes: Bytes
 
     @cached_property
     def key(self) -> str:
         """The identity of these weights: the digest when known. The module's identity is the same in all variants."""
-        return self.digest or f"{self.source}:{self.engine}"
+        return self.digest or f"{self.source.key}:{self.engine}"
 
 
 class ModuleSpec(Spec):
@@ -186,13 +226,13 @@ class ModuleSpec(Spec):
     is made, and ``labels`` its classes: in their order, or the file beside it that has one a line.
     """
 
-    family: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+\.[a-z0-9_]+$")]
+    family: _Family
     source: Source | None = None
     dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
     memory_bytes: Bytes
     flops: Positive
     output_bytes: Bytes
-    digest: Annotated[str, StringConstraints(pattern=DIGEST_PATTERN)] | None = None
+    digest: Digest | None = None
     variants: Annotated[
         tuple[Variant, ...], Field(max_length=MAX_VARIANTS, exclude_if=lambda variants: not variants)
     ] = ()
@@ -229,8 +269,16 @@ class ModuleSpec(Spec):
         """The identity: the digest when known, otherwise (source, part, dtype). Modules with equal keys are shared."""
         if self.digest:
             return self.digest
-        place = f"{self.source}:{self.dtype}" if self.source else f"weightless:{self.family}:{self.dtype}"
+        place = f"{self.source.key}:{self.dtype}" if self.source else f"weightless:{self.family}:{self.dtype}"
         return f"{place}:{self._described}" if self._described else place
+
+    @cached_property
+    def recorded_as(self) -> str | None:
+        """The name under which the digest of its weights is recorded at their first load; None if a file states it."""
+        if self.digest is not None or self.source is None or self.source.digest is not None:
+            return None
+        name = f"{self.family} {self.source} {self.dtype}"
+        return f"{name} {self._described}" if self._described else name
 
     @cached_property
     def _described(self) -> str:
@@ -251,10 +299,22 @@ class ModuleSpec(Spec):
 
 
 class InputSpec(Spec):
-    """One input of a task: its kind, and its typical size for planning."""
+    """One input of a task: its kind, its typical size for planning, and the text for requests that don't send it."""
 
-    kind: Literal["image", "text", "audio"]
+    kind: Kind
     bytes: Bytes
+    default: DefaultText | None = None
+
+    @model_validator(mode="after")
+    def _default_is_a_text(self) -> Self:
+        if self.default is not None and self.kind != "text":
+            raise _unsound(("default",), f"is for inputs of kind text, and not for {self.kind}; remove it")
+        return self
+
+    @property
+    def default_bytes(self) -> builtins.bytes:
+        """Its default, as a sensor would send it; empty without one."""
+        return b"" if self.default is None else bytes_of(self.default)
 
 
 class NodeSpec(Spec):
@@ -274,7 +334,8 @@ class TaskSpec(Spec):
 
     With ``wire: float16``, arrays from one node to another are rounded to float16, also when both run on one device:
     the answer depends on the task, not on the placement. The answer to the sensor isn't rounded. ``devices`` names the
-    devices where its modules may stand; null allows all.
+    devices where its modules may stand; null allows all. With ``answer``, the output node's one array (n, width) is
+    answered as JSON, a row for each text or picture; without it as safetensors.
     """
 
     task: TaskName
@@ -283,15 +344,22 @@ class TaskSpec(Spec):
     inputs: Annotated[dict[NodeName, InputSpec], Field(min_length=1, max_length=MAX_INPUTS)]
     nodes: Annotated[dict[NodeName, NodeSpec], Field(min_length=1, max_length=MAX_NODES)]
     output: NodeName
+    answer: AnswerForm | None = None
     weight: Positive = 1.0  # requests per second, for planning
     wire: Wire = "float32"
     redundancy: Literal[1, 2] = 1  # 2: a second device holds each request until it is answered
     devices: Annotated[tuple[DeviceId, ...], Field(min_length=1)] | None = None
+    replace: bool = False  # the revision before ends first, where it would go on until this one is ready
     modules: Annotated[dict[ModuleName, ModuleSpec], Field(max_length=MAX_NODES)]
 
     @model_validator(mode="after")
     def _graph_is_sound(self) -> Self:
         check_size({name: node.needs for name, node in self.nodes.items()})
+        if all(given.default is not None for given in self.inputs.values()):
+            raise _unsound(("inputs",), "all have a default, so no request has anything to send; remove one default")
+        if (size_bytes := sum(len(given.default_bytes) for given in self.inputs.values())) > MAX_DEFAULT_BYTES:
+            size, limit = show_sizes(size_bytes, MAX_DEFAULT_BYTES)
+            raise _unsound(("inputs",), f"have {size} of defaults, at most {limit} are allowed")
         if twice := sorted(self.inputs.keys() & self.nodes.keys()):
             raise _unsound(("nodes", twice[0]), "is the name of an input too; rename one")
         known = self.inputs.keys() | self.nodes.keys()
@@ -314,8 +382,8 @@ class TaskSpec(Spec):
 
     @cached_property
     def revision(self) -> Revision:
-        """The spec's version, named by its content; the description and fields with their default don't count."""
-        content = self.model_dump(mode="json", exclude={"description"}, exclude_defaults=True)
+        """The spec's version, named by its content without ``description``, ``replace`` and what is default."""
+        content = self.model_dump(mode="json", exclude={"description", "replace"}, exclude_defaults=True)
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -389,17 +457,3 @@ class FleetSpec(Spec):
 def _unsound(place: tuple[int | str, ...], sentence: str) -> PydanticCustomError:
     """A problem between several fields, with the place to correct."""
     return PydanticCustomError("unsound_graph", "{sentence}", {"sentence": sentence, "place": place})
-
-
-def place_of(problem: Any) -> tuple[int | str, ...]:  # noqa: ANN401 - pydantic's error dictionaries are untyped
-    """The path from the root to the field of a pydantic problem."""
-    return (*problem["loc"], *problem.get("ctx", {}).get("place", ()))
-
-
-def describe(problem: Any) -> tuple[str, str]:  # noqa: ANN401 - pydantic's error dictionaries are untyped
-    """The field and the sentence of a pydantic problem, for a person."""
-    field = ".".join(str(part) for part in place_of(problem))
-    sentence = str(problem["msg"]).removeprefix("Value error, ")
-    if problem["type"] == "string_pattern_mismatch" and problem["ctx"]["pattern"] == ID_PATTERN:
-        sentence = INVALID_ID
-    return field, sentence

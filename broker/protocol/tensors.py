@@ -10,43 +10,47 @@ A document is in the safetensors format with limits:
 - It MUST NOT have more than ``MAX_TENSORS`` arrays, nor an array of more than ``MAX_RANK`` dimensions.
 - It MUST NOT have a dtype outside ``DTYPES``.
 - It MAY have no array, and arrays without elements.
+
+numpy is imported by the functions that need it: it takes 12 MB of a process, and many see no document with arrays.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import safetensors
-from numpy.typing import NDArray
-from safetensors.numpy import load
+from pydantic import JsonValue
 
-from broker.protocol.errors import LocalProtocolError, RemoteProtocolError
+from broker.protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError, RequestFailed
+from broker.protocol.sizes import show_sizes
 
-Array = NDArray[Any]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+else:
+    Array = Any
 Tensors = Mapping[str, Array]
 
 MAX_HEADER_BYTES = 256 * 1024  # a plan of 100 nodes with its timings needs much less
 MAX_TENSORS = 256
 MAX_RANK = 8
+MAX_ANSWERED = 60_000  # numbers of an answer in JSON: each has at most 16 characters there, and all at most 1 MiB
 MAX_NAME_SHOWN = 64  # characters of an array's name in an error: a sender chooses it
 _NAMES = {
-    np.dtype(name): ours
-    for name, ours in (
-        ("int64", "I64"),
-        ("float64", "F64"),
-        ("float32", "F32"),
-        ("int32", "I32"),
-        ("float16", "F16"),
-        ("int16", "I16"),
-        ("int8", "I8"),
-        ("uint8", "U8"),
-        ("bool", "BOOL"),
-    )
+    "int64": "I64",
+    "float64": "F64",
+    "float32": "F32",
+    "int32": "I32",
+    "float16": "F16",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
 }  # in the order in which the arrays of a document stand: each begins at a multiple of its elements' size
-_PLACES = {dtype: place for place, dtype in enumerate(_NAMES)}
+_PLACES = {name: place for place, name in enumerate(_NAMES)}
 DTYPES = frozenset(_NAMES.values())
 _METADATA = "__metadata__"
 _JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
@@ -60,6 +64,8 @@ def narrowed(tensors: Tensors, wire: Literal["float32", "float16"]) -> dict[str,
     Raises:
         LocalProtocolError: a number is too large for float16, or NaN.
     """
+    import numpy as np  # noqa: PLC0415 - see above
+
     if wire == "float32":
         return dict(tensors)
     given = {}
@@ -77,7 +83,41 @@ def narrowed(tensors: Tensors, wire: Literal["float32", "float16"]) -> dict[str,
 
 def widened(tensors: Tensors) -> dict[str, Array]:
     """The arrays that modules take: float16 is converted to float32."""
+    import numpy as np  # noqa: PLC0415 - see above
+
     return {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in tensors.items()}
+
+
+def embeddings(tensors: Tensors, form: Literal["embeddings", "unit-embeddings"]) -> dict[str, JsonValue]:
+    """An output's one array float32 (n, width) as an answer: ``embeddings``, a list of numbers for each row.
+
+    A number has the fewest digits that give the same float32 again. With ``unit-embeddings``, rows have length 1; a row
+    of zeros stays as it is.
+
+    Raises:
+        RequestFailed: ``module_failed``: the output is anything else; ``too_large``: it has too many numbers.
+    """
+    import numpy as np  # noqa: PLC0415 - see above
+
+    rows: Array = next(iter(tensors.values())) if len(tensors) == 1 else np.zeros(0)
+    if rows.ndim != 2 or rows.dtype != np.float32 or not np.isfinite(rows).all():  # noqa: PLR2004 - rows of numbers
+        given = ", ".join(f"{each} ({array.dtype} {list(array.shape)})" for each, array in tensors.items()) or "nothing"
+        raise RequestFailed(
+            ErrorCode.MODULE_FAILED,
+            f"the output is {given}, and answer: {form} needs one array of finite float32 numbers (n, width): correct "
+            "the task's answer or output",
+        )
+    if rows.size > MAX_ANSWERED:
+        raise RequestFailed(
+            ErrorCode.TOO_LARGE,
+            f"{len(rows)} embeddings have {rows.size} numbers, at most {MAX_ANSWERED} are allowed in one answer: send "
+            "fewer texts at once",
+        )
+    if form == "unit-embeddings":
+        wide = rows.astype(np.float64)
+        lengths = np.sqrt((wide * wide).sum(axis=1, keepdims=True))
+        rows = (wide / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
+    return {"embeddings": [[float(str(number)) for number in row] for row in rows]}
 
 
 def pack(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> bytes:
@@ -88,14 +128,16 @@ def pack(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> bytes:
     Raises:
         LocalProtocolError: a reader would refuse a dtype, the rank, the number of arrays, or the size of the metadata.
     """
+    import numpy as np  # noqa: PLC0415 - see above
+
     try:
         native = {name: np.asarray(array, dtype=array.dtype.newbyteorder("<")) for name, array in tensors.items()}
-        names = sorted(native, key=lambda name: (_PLACES.get(native[name].dtype, 0), name))
+        names = sorted(native, key=lambda name: (_PLACES.get(native[name].dtype.name, 0), name))
         header: dict[str, object] = {_METADATA: dict(metadata)} if metadata else {}
         end = 0
         for name in names:
             begin, end = end, end + native[name].nbytes
-            dtype, shape = _NAMES.get(native[name].dtype), list(native[name].shape)
+            dtype, shape = _NAMES.get(native[name].dtype.name), list(native[name].shape)
             header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
         _check_header(header)
         text = _JSON.encode(header).encode()
@@ -113,11 +155,26 @@ def unpack(document: bytes) -> tuple[dict[str, Array], dict[str, str]]:
     Raises:
         RemoteProtocolError: the document is truncated, malformed, or exceeds a limit.
     """
+    from safetensors.numpy import load  # noqa: PLC0415 - see above
+
     metadata = _metadata_of(document)
     try:
         return dict(sorted(load(document).items())), metadata  # by name: the library's order changes from run to run
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise RemoteProtocolError(f"not a safetensors document: {error}") from error
+
+
+def array_of(data: bytes) -> Array:
+    """Bytes as an array of them."""
+    import numpy as np  # noqa: PLC0415 - see above
+
+    return np.frombuffer(data, np.uint8)
+
+
+def begins_like_document(data: bytes) -> bool:
+    """Whether bytes begin like a document: a header's length, and its brace. No text and no picture does."""
+    is_header = data[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{"
+    return is_header and int.from_bytes(data[:_LENGTH_BYTES], "little") <= MAX_HEADER_BYTES
 
 
 def _metadata_of(document: bytes) -> dict[str, str]:
@@ -138,7 +195,8 @@ def _metadata_of(document: bytes) -> dict[str, str]:
 
 def _check_length(length: int) -> None:
     if length > MAX_HEADER_BYTES:
-        raise RemoteProtocolError(f"a header of {length} bytes, at most {MAX_HEADER_BYTES} are allowed")
+        size, limit = show_sizes(length, MAX_HEADER_BYTES)
+        raise RemoteProtocolError(f"a header of {size}, at most {limit} are allowed")
 
 
 def _check_header(header: Mapping[str, object]) -> dict[str, str]:

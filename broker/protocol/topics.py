@@ -28,14 +28,16 @@ from broker.protocol.messages import (
     Result,
     Route,
 )
-from broker.protocol.reports import Standing, Summary, SystemEvent, TaskStatus, Trace
-from broker.protocol.specs import ID_PATTERN, INVALID_ID, INVALID_LEVEL, TaskSpec, is_level
+from broker.protocol.reports import Standing, Summary, SystemEvent, TaskStatus, Trace, UnansweredRequests
+from broker.protocol.sources import SourceAnswer, SourceSpec, SourcesRunning, SourcesSpare, SourcesState
+from broker.protocol.specs import ID_PATTERN, INVALID_ID, INVALID_LEVEL, MAX_LEVEL_BYTES, TaskSpec, is_level
 
 VERSION = "s2m3/v1"
 _ID = ID_PATTERN.removeprefix("^").removesuffix("$")
 _WHOLE_ID = re.compile(_ID)
 _LEVEL = re.compile(r"\{(\w+)\}")
 MAX_REPLY_TO_BYTES = 1024
+CLIENT_LEVELS = 2  # the levels behind ``requests`` that a sensor chooses: its own name, and the request's
 _NOT_IN_TOPICS = re.compile(r"[+#\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 
@@ -49,7 +51,8 @@ def require_id(name: str, value: str) -> None:
 class Topic:
     """One row of the contract. ``message`` is None where the payload is not a JSON message of this protocol.
 
-    ``free`` names the levels that a sensor chooses; all other levels in braces are ids.
+    ``free`` names the levels that a sensor chooses; all other levels in braces are ids. ``crosses`` says where a bridge
+    between a site and its core carries the topic: up to the core, down to the site, or nowhere.
     """
 
     template: str
@@ -59,6 +62,7 @@ class Topic:
     reader: str
     message: type[BaseModel] | None
     free: tuple[str, ...] = ()
+    crosses: Literal["", "up", "down"] = ""
 
     def at(self, prefix: str, **ids: str) -> str:
         """The topic for these ids.
@@ -98,24 +102,40 @@ class Topic:
         )
 
 
-ORCHESTRATOR_STATE = Topic("orchestrator/state", 1, True, "orchestrator", "all", OrchestratorState)
+ORCHESTRATOR_STATE = Topic("orchestrator/state", 1, True, "orchestrator", "all", OrchestratorState, crosses="up")
 ORCHESTRATOR_HEARTBEAT = Topic("orchestrator/heartbeat", 0, False, "orchestrator", "orchestrator", OrchestratorState)
 ORCHESTRATOR_QUARANTINE = Topic("orchestrator/quarantine", 1, True, "orchestrator", "orchestrator, agent", Quarantine)
-ORCHESTRATOR_EVENTS = Topic("orchestrator/events", 0, False, "orchestrator", "observer", SystemEvent)
-TASK_SPEC = Topic("tasks/{task}/spec", 1, True, "operator, orchestrator", "orchestrator, observer", TaskSpec)
-TASK_ROUTE = Topic("tasks/{task}/route", 1, True, "orchestrator", "orchestrator, agent, sensor, observer", Route)
+ORCHESTRATOR_EVENTS = Topic("orchestrator/events", 1, False, "orchestrator", "observer", SystemEvent, crosses="up")
+ORCHESTRATOR_UNANSWERED = Topic(
+    "orchestrator/unanswered", 1, True, "orchestrator", "observer", UnansweredRequests, crosses="up"
+)
+TASK_SPEC = Topic(
+    "tasks/{task}/spec", 1, True, "operator, orchestrator", "orchestrator, observer", TaskSpec, crosses="down"
+)
+TASK_ROUTE = Topic(
+    "tasks/{task}/route", 1, True, "orchestrator", "orchestrator, agent, sensor, observer", Route, crosses="up"
+)
 TASK_REVISION = Topic("tasks/{task}/revisions/{revision}", 1, True, "orchestrator", "orchestrator, observer", TaskSpec)
-TASK_STATUS = Topic("tasks/{task}/status", 1, True, "orchestrator", "orchestrator, observer", TaskStatus)
-DEVICE_STATE = Topic("devices/{device}/state", 1, True, "agent", "orchestrator, agent, observer", DeviceState)
+TASK_STATUS = Topic("tasks/{task}/status", 1, True, "orchestrator", "orchestrator, observer", TaskStatus, crosses="up")
+DEVICE_STATE = Topic(
+    "devices/{device}/state", 1, True, "agent, orchestrator", "orchestrator, agent, observer", DeviceState, crosses="up"
+)
 DEVICE_ASSIGNMENT = Topic("devices/{device}/assignment", 1, True, "orchestrator", "agent, observer", Assignment)
 DEVICE_HEARTBEAT = Topic("devices/{device}/heartbeat", 0, False, "agent", "orchestrator, observer", Heartbeat)
-DEVICE_DRAIN = Topic("devices/{device}/drain", 1, True, "operator, orchestrator", "orchestrator, observer", Drain)
+DEVICE_DRAIN = Topic(
+    "devices/{device}/drain", 1, True, "operator, dashboard, orchestrator", "orchestrator, observer", Drain
+)
+DEVICE_FORGET = Topic("devices/{device}/forget", 1, False, "operator", "orchestrator", None)
 DEVICE_REBIRTH = Topic("devices/{device}/rebirth", 1, False, "orchestrator", "agent", None)
 DEVICE_PERMIT = Topic("devices/{device}/permit", 1, False, "orchestrator", "agent", Permit)
 DEVICE_ECHO = Topic("devices/{device}/echo", 0, False, "agent", "agent", None)
-DEVICE_STANDING = Topic("devices/{device}/standing", 1, True, "orchestrator", "observer", Standing)
-DEVICE_SUMMARY = Topic("devices/{device}/summary", 1, True, "agent", "observer", Summary)
-DEVICE_EVENTS = Topic("devices/{device}/events", 0, False, "agent", "observer", SystemEvent)
+DEVICE_STANDING = Topic(
+    "devices/{device}/standing", 1, True, "orchestrator", "observer, sources", Standing, crosses="up"
+)
+DEVICE_SUMMARY = Topic(
+    "devices/{device}/summary", 1, True, "agent, orchestrator", "observer, sources", Summary, crosses="up"
+)
+DEVICE_EVENTS = Topic("devices/{device}/events", 1, False, "agent", "observer", SystemEvent, crosses="up")
 DEVICE_TRACES = Topic("devices/{device}/traces/{request}", 0, False, "agent", "observer", Trace)
 TASK_REQUESTS = Topic("tasks/{task}/requests", 1, False, "sensor, orchestrator", "front door, orchestrator", None)
 CLIENT_REQUESTS = Topic(
@@ -133,13 +153,37 @@ TENSORS = Topic(
 RESULTS = Topic(
     "clients/{client}/results/{request}", 1, False, "agent, orchestrator", "sensor", Result, free=("client", "request")
 )
+SOURCES_STATE = Topic("sources/state", 1, True, "sources", "sources, observer", SourcesState)
+SOURCES_RUNNING = Topic("sources/running", 1, True, "sources", "observer", SourcesRunning)
+SOURCES_SPARE = Topic("sources/spare", 1, True, "sources", "sources, observer", SourcesSpare)
+SOURCE_SPEC = Topic("sources/{source}/spec", 1, True, "operator", "sources, observer", SourceSpec)
+SOURCE_ANSWER = Topic("sources/{source}/answer", 1, True, "sources", "sources, observer", SourceAnswer)
+_TRUSTED = "operator, orchestrator"
+CHECK_KEPT = Topic("check/{run}/kept", 1, True, _TRUSTED, _TRUSTED, None)
+CHECK_MESSAGES = Topic("check/{run}/messages/{part}/{end}", 1, False, _TRUSTED, _TRUSTED, None)
+BRIDGE_STATE = Topic("bridge/state", 1, True, "bridge", "observer", None)
 
+OF_A_DEVICE = (DEVICE_STATE, DEVICE_ASSIGNMENT, DEVICE_DRAIN, DEVICE_STANDING, DEVICE_SUMMARY)
+"""The topics at which the broker retains something of a device."""
 REQUESTS = (TASK_REQUESTS, CLIENT_REQUESTS)
 """The two topics of a request."""
+REPORTS = (
+    *(ORCHESTRATOR_STATE, ORCHESTRATOR_EVENTS, ORCHESTRATOR_UNANSWERED, TASK_STATUS),
+    *(DEVICE_STATE, DEVICE_STANDING, DEVICE_SUMMARY, DEVICE_ASSIGNMENT, DEVICE_HEARTBEAT, DEVICE_EVENTS, DEVICE_TRACES),
+)
+"""The topics at which the orchestrator and the devices tell about themselves, for those that watch a site."""
 CLEARING = b"s2m3: this clears a retained request"
 """The Correlation Data of an empty message with which an orchestrator clears a retained request."""
 TOPICS = tuple(row for row in tuple(globals().values()) if isinstance(row, Topic))
 """The whole table, in the order above."""
+SITES = "sites"
+"""Below this a core has the topics of the sites that are bridged to it: ``sites/NAME/s2m3/v1/...``."""
+ALL_SITES = f"{SITES}/all"
+"""A task that a core's operator deploys here goes down to each of its sites."""
+IS_UP, IS_DOWN = b"1", b"0"
+"""The words of a bridge about its connection to the core."""
+NOT_BRIDGED = "no site of this name is bridged to this broker"
+"""The sentence, at a core, about a site of which no bridge has said anything."""
 
 
 def _by_literal_levels() -> dict[int, dict[tuple[int, ...], dict[tuple[str, ...], Topic]]]:
@@ -194,6 +238,11 @@ def prefix_of(site: str | None = None) -> str:
     return f"{site.strip('/')}/{VERSION}" if site else VERSION
 
 
+def is_at_core(prefix: str) -> bool:
+    """Whether topics with this prefix are those of a site as its core has them."""
+    return prefix.startswith(f"{SITES}/")
+
+
 def share_group_filter(prefix: str, task: str, epoch: int, group: int, *, backup: bool = False) -> str:
     """The shared subscription of a task's front door. New members form a new group: a hung one stays in the old.
 
@@ -220,6 +269,35 @@ def answer_topic(prefix: str, request: Incoming, response_topic: str | None) -> 
     if request.topic is not CLIENT_REQUESTS:
         return response_topic or ""
     return RESULTS.at(prefix, client=request.ids["client"], request=request.ids["request"])
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request as its sensor addressed it. The task needn't be an id.
+
+    ``unanswerable`` is the reason why its answer has no topic: ``no_response_topic``, ``response_topic_not_allowed``,
+    or ``wrong_topic``.
+    """
+
+    task: str
+    reply_to: str
+    unanswerable: str | None = None
+
+
+def asked(prefix: str, topic: str, response_topic: str | None) -> Asked | None:
+    """A request, whatever it calls its task; None for a topic that isn't one of requests."""
+    levels = topic[len(prefix) + 1 :].split("/") if topic.startswith(f"{prefix}/tasks/") else []
+    if levels[2:3] != ["requests"]:
+        return None
+    task, client = levels[1][:MAX_LEVEL_BYTES], levels[3:]
+    reply_to = response_topic or ""
+    if client and (len(client) != CLIENT_LEVELS or not all(map(is_level, client))):
+        return Asked(task, "", "wrong_topic")
+    if client:
+        reply_to = RESULTS.at(prefix, client=client[0], request=client[1])
+    if not reply_to:
+        return Asked(task, "", "no_response_topic")
+    return Asked(task, reply_to, None if may_reply_to(prefix, reply_to) else "response_topic_not_allowed")
 
 
 def may_reply_to(prefix: str, reply_to: str) -> bool:

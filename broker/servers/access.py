@@ -5,7 +5,10 @@ passwords, files or brokers. What no rule allows is forbidden, for publishing, f
 
 Invariants:
 - A sensor and a device write only topics that have their own name in them. Answers are the exception: an agent may
-  answer each client, and a request's id is the only secret that an answer needs.
+  answer each client, and a request's id is the only secret that an answer needs. Each account of sources may write the
+  answers of all sources: one of them waits as the other's spare.
+- A bridge writes what crosses, below its own site's name at the core, and reads what the core deploys there. Operators
+  and observers look at the sites that are bridged to theirs; operators deploy to them.
 - A new topic is in no role, until its row in the table names one; a test refuses words that no role has.
 """
 
@@ -19,11 +22,23 @@ from enum import StrEnum
 from broker.protocol.client_ids import client_id
 from broker.protocol.errors import BadFile
 from broker.protocol.specs import ID_PATTERN, INVALID_ID
-from broker.protocol.topics import REQUESTS, RESULTS, TASK_REQUESTS, TOPICS, requests_filter
+from broker.protocol.topics import (
+    ALL_SITES,
+    BRIDGE_STATE,
+    CHECK_MESSAGES,
+    REQUESTS,
+    RESULTS,
+    SITES,
+    TASK_REQUESTS,
+    TOPICS,
+    prefix_of,
+    requests_filter,
+)
 
 ORCHESTRATOR_ID = "orchestrator"  # of orchestrators, as sender and receiver of tensors
 DROPPED = "$SYS/broker/publish/messages/dropped"  # an agent that refuses requests asks whether the broker dropped some
 MAX_FILTER_BYTES = 1024
+NOT_SITES = frozenset({ALL_SITES.rpartition("/")[2]})
 
 
 class Role(StrEnum):
@@ -36,6 +51,8 @@ class Role(StrEnum):
     OBSERVER = "observer"
     SOURCES = "sources"
     HTTP = "http"
+    DASHBOARD = "dashboard"
+    BRIDGE = "bridge"
 
 
 WORDS: Mapping[Role, frozenset[str]] = {
@@ -44,14 +61,20 @@ WORDS: Mapping[Role, frozenset[str]] = {
     Role.SENSOR: frozenset({"sensor"}),
     Role.OPERATOR: frozenset({"operator", "observer", "sensor"}),
     Role.OBSERVER: frozenset({"observer"}),
-    Role.SOURCES: frozenset({"sensor"}),
+    Role.SOURCES: frozenset({"sensor", "sources"}),
     Role.HTTP: frozenset({"sensor"}),
+    Role.DASHBOARD: frozenset({"dashboard", "observer", "sensor"}),
+    Role.BRIDGE: frozenset({"bridge"}),
 }
 """A role's words in the topic table; ``all`` is a word of each role."""
-ASKING = (Role.SENSOR, Role.SOURCES, Role.HTTP)
+ASKING = (Role.SENSOR, Role.SOURCES, Role.HTTP, Role.DASHBOARD)
 """The roles whose requests and answers have the account's name as ``{client}``."""
+WITH_TOPICS = (Role.SOURCES, Role.OBSERVER)
+"""The roles that may have topics outside the site: what sources turn into requests, and what a dashboard also uses."""
 WITH_TASKS = (*ASKING, Role.DEVICE)
 """The roles that can be confined to some tasks."""
+LOOKING = (Role.OPERATOR, Role.OBSERVER, Role.DASHBOARD)
+"""The roles that see the sites that are bridged to this broker."""
 SEVERAL = (Role.ORCHESTRATOR, Role.OPERATOR)
 """The roles with several connections at a time, whose accounts are bound to no client id."""
 _OWN: Mapping[Role, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -63,6 +86,7 @@ _OWN: Mapping[Role, tuple[tuple[str, ...], tuple[str, ...]]] = {
 _BROKERS_OWN: Mapping[Role, tuple[str, ...]] = {
     Role.DEVICE: (DROPPED,),
     Role.OBSERVER: ("$SYS/#",),
+    Role.DASHBOARD: ("$SYS/#",),
     Role.OPERATOR: ("$SYS/#",),
 }
 
@@ -75,8 +99,8 @@ class Account:
         role: what it is for.
         name: its user name; of a device also its id, of a sensor also its ``{client}``.
         tasks: those that a sensor may ask, or whose requests a device may read; empty: all.
-        reads: further filters that it may subscribe to (sources).
-        writes: further filters that it may publish to (sources).
+        reads: further filters that it may subscribe to (sources, observers).
+        writes: further filters that it may publish to (sources, observers).
 
     Raises:
         BadFile: the name or a task isn't an id, or what it has doesn't belong to its role.
@@ -94,12 +118,24 @@ class Account:
                 raise BadFile(file=f"{self.role} {name!r}", problem=f"its {what} {INVALID_ID}", fix="change it")
         if self.name == ORCHESTRATOR_ID and self.role is not Role.ORCHESTRATOR:
             problem = "has the name of the orchestrator, whose tensors it would receive"
-            raise BadFile(file=f"{self.role} {self.name}", problem=problem, fix="use another name")
+            raise BadFile(file=self.shown, problem=problem, fix="use another name")
+        if self.role is Role.BRIDGE and self.name in NOT_SITES:
+            problem = "has a name that means no single site"
+            raise BadFile(file=self.shown, problem=problem, fix="use the site's own name")
         if self.tasks and self.role not in WITH_TASKS:
-            raise BadFile(file=f"{self.role} {self.name}", problem="has no tasks", fix="write the name alone")
-        if (self.reads or self.writes) and self.role is not Role.SOURCES:
+            raise BadFile(file=self.shown, problem="has no tasks", fix="write the name alone")
+        if (self.reads or self.writes) and self.role not in WITH_TOPICS:
             problem = "can't have topics of its own"
-            raise BadFile(file=f"{self.role} {self.name}", problem=problem, fix="only sources read and write others")
+            raise BadFile(file=self.shown, problem=problem, fix="only sources and observers have others")
+
+    @property
+    def shown(self) -> str:
+        """Its name in sentences: ``sensor cam-1``, or ``sources`` where the name is that of its role."""
+        return self.name if self.name == self.role else f"{self.role} {self.name}"
+
+    def site(self, own: str | None) -> str | None:
+        """The prefix of the topics that its client uses, at the broker of a site with this prefix of its ``own``."""
+        return site_at_core(self.name) if self.role is Role.BRIDGE else own
 
     def logins(self, site: str | None) -> dict[str, str | None]:
         """The user names of this account, each with the only client id that it may use; None if it may use any.
@@ -123,13 +159,31 @@ class Rights:
 
 def rights_of(account: Account, prefix: str) -> Rights:
     """The rights of an account, on a site with this topic prefix."""
+    if account.role is Role.BRIDGE:
+        return _rights_of_bridge(account.name)
     publish = (*_filters(account, prefix, writes=True), *account.writes)
     receive = (*_filters(account, prefix, writes=False), *account.reads, *_BROKERS_OWN.get(account.role, ()))
     subscribe = receive
     if account.role is Role.DEVICE:  # it may join the share group of a front door, and read requests in no other way
         shared = {requests_filter(prefix, task) for task in account.tasks or ("+",)}
         subscribe = tuple(f"$share/+/{each}" if each in shared else each for each in receive)
+    if account.role in SEVERAL:  # `s2m3 broker check` looks whether the broker shares messages among a group
+        subscribe = (*subscribe, f"$share/+/{CHECK_MESSAGES.filter(prefix)}")
+    if account.role in LOOKING:
+        bridged = prefix_of(site_at_core("+"))
+        receive, subscribe = ((*each, *_looked_at(bridged)) for each in (receive, subscribe))
+        publish += crossing(bridged, "down") if account.role is Role.OPERATOR else ()
     return Rights(publish, subscribe, receive)
+
+
+def site_at_core(name: str) -> str:
+    """The prefix of a site's topics at its core."""
+    return f"{SITES}/{name}"
+
+
+def crossing(prefix: str, way: str) -> tuple[str, ...]:
+    """The filters of the topics that a bridge carries ``up`` or ``down``."""
+    return tuple(topic.filter(prefix) for topic in TOPICS if topic.crosses == way)
 
 
 def require_outside(filters: tuple[str, ...], prefix: str) -> None:
@@ -138,15 +192,18 @@ def require_outside(filters: tuple[str, ...], prefix: str) -> None:
     Raises:
         BadFile: one isn't a filter, or can match a topic of the site or of the broker itself.
     """
+    sites = prefix_of(site_at_core("+"))
     for each in filters:
         levels = each.split("/")
         is_filter = 0 < len(each.encode()) <= MAX_FILTER_BYTES and "\0" not in each
         is_filter = is_filter and all(level in {"+", "#"} or not set(level) & {"+", "#"} for level in levels)
         if not is_filter or "#" in levels[:-1]:
             raise BadFile(file=f"filter {each!r}", problem="isn't an MQTT topic filter", fix="write it like frigate/#")
-        if each.startswith("$") or _can_match_below(levels, prefix.split("/")):
-            problem = "can match topics of this site, or the broker's own"
-            raise BadFile(file=f"filter {each!r}", problem=problem, fix=f"name topics outside {prefix}/ and $")
+        if each.startswith("$") or any(_can_match_below(levels, own.split("/")) for own in (prefix, sites)):
+            problem = "can match topics of this site, of those bridged to it, or the broker's own"
+            raise BadFile(
+                file=f"filter {each!r}", problem=problem, fix=f"name topics outside {prefix}/, {SITES}/ and $"
+            )
 
 
 def _filters(account: Account, prefix: str, *, writes: bool) -> Iterator[str]:
@@ -171,11 +228,22 @@ def _filters(account: Account, prefix: str, *, writes: bool) -> Iterator[str]:
     yield from found
 
 
+def _looked_at(prefix: str) -> Iterator[str]:
+    """The filters that observers read of a site with this prefix."""
+    return (topic.filter(prefix) for topic in TOPICS if {"observer", "all"} & set(topic.reader.split(", ")))
+
+
+def _rights_of_bridge(name: str) -> Rights:
+    own, everywhere = prefix_of(site_at_core(name)), prefix_of(ALL_SITES)
+    orders = (*crossing(everywhere, "down"), *crossing(own, "down"))
+    return Rights((BRIDGE_STATE.at(own), *crossing(own, "up")), orders, orders)
+
+
 def _can_match_below(levels: list[str], prefix: list[str]) -> bool:
     """Whether a filter matches a topic that begins with these levels."""
     for level, wanted in zip(levels, prefix, strict=False):
         if level == "#":
             return True
-        if level not in {"+", wanted}:
+        if level not in {"+", wanted} and wanted != "+":
             return False
     return len(levels) > len(prefix)

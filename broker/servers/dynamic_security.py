@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from broker.protocol.errors import NotConnected, TransportError
+from broker.protocol.topics import SITES
 from broker.servers.access import Account, Rights, rights_of
 from broker.transport.connect import connect
 from broker.transport.connection import Connection
@@ -55,8 +56,8 @@ def new_logins(account: Account, site: str | None) -> tuple[Login, ...]:
 
 
 def empty_document(admin: Login) -> Document:
-    """The plugin's file with the admin's account alone."""
-    control = f"{TOPIC.rpartition('/')[0]}/#"
+    """The plugin's file with the admin's account alone, which may also end what bridged sites left behind."""
+    own = (f"{TOPIC.rpartition('/')[0]}/#", f"{SITES}/#")
     document: Document = {
         "defaultACLAccess": {
             "publishClientSend": False,
@@ -68,7 +69,7 @@ def empty_document(admin: Login) -> Document:
         "groups": [],
         "roles": [],
     }
-    rights = Rights((control,), (control,), (control,))
+    rights = Rights(own, own, own)
     apply(document, [_create_role(ADMIN, rights), _create_client(admin, role=ADMIN, kind=ADMIN)])
     return document
 
@@ -97,6 +98,11 @@ def logins_of(document: Document, name: str | None = None) -> dict[str, str | No
         for client in document["clients"]
         if name is None or any(role["rolename"] == name for role in client["roles"])
     }
+
+
+def kind_of(document: Document, user: str) -> str:
+    """The name of the role of a user in the plugin's file; empty for a user that another tool made."""
+    return next((each.get("textname", "") for each in document["clients"] if each["username"] == user), "")
 
 
 def apply(document: Document, commands: Sequence[Command]) -> None:

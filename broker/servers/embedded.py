@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from broker.protocol.errors import TransportError
+from broker.servers.plain_door import PlainDoor
 from broker.servers.ports import HOST, free_port
 from broker.transport.port import MAX_PACKET_BYTES
 
@@ -46,14 +47,17 @@ next_connection_delay_ms = 1
 
 
 class EmbeddedBroker:
-    """An MQTT 5 broker in a child process, as a context manager. Port 0 on 127.0.0.1 takes a free one.
+    """An MQTT 5 broker in a child process, as a context manager, with a second port for clients of MQTT 3.1.1.
+
+    Port 0 on 127.0.0.1 takes a free one.
 
     Raises:
-        TransportError: on ``start``: iotcore isn't installed, the port is taken, or the broker doesn't start.
+        TransportError: on ``start``: iotcore isn't installed, a port is taken, or the broker doesn't start.
     """
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, plain_port: int = 0) -> None:
         self._port = port
+        self._plain_port = plain_port
         self._running = contextlib.ExitStack()
         self._broker: Broker | None = None
 
@@ -62,8 +66,13 @@ class EmbeddedBroker:
         """The address for clients; known after ``start``."""
         return f"mqtt://{HOST}:{self._port}"
 
+    @property
+    def plain_url(self) -> str:
+        """The address for clients of MQTT 3.1.1; known after ``start``."""
+        return f"mqtt://{HOST}:{self._plain_port}"
+
     def start(self) -> Self:
-        """Start it and wait until it listens, at a restart on the same port."""
+        """Start it and wait until it listens, at a restart on the same ports."""
         attempts = 1 if self._port else _FREE_PORT_ATTEMPTS
         for attempt in range(1, attempts + 1):
             port = self._port or free_port()
@@ -78,6 +87,16 @@ class EmbeddedBroker:
             else:
                 self._port = port
                 break
+        try:
+            door = PlainDoor(self._plain_port, self._port)
+        except OSError as error:
+            self.stop()
+            raise TransportError(
+                f"port {self._plain_port} on {HOST}, for MQTT 3.1.1, is taken ({error}): end what listens there, or "
+                "name another port"
+            ) from error
+        self._plain_port = door.port
+        self._running.callback(door.close)
         return self
 
     def stop(self) -> None:

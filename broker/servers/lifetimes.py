@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from broker.protocol.sizes import show_count
 from broker.servers.certificates import day, ends_of
 from broker.transport.connection import Connection
 
@@ -36,7 +37,11 @@ class Lifetime:
         left = self.ends - now
         if left > WARN_BEFORE:
             return None
-        when = f"ends on {day(self.ends)}, in {left.days} days" if left > timedelta(0) else f"ended on {day(self.ends)}"
+        when = (
+            f"ends on {day(self.ends)}, in {show_count(left.days, 'day')}"
+            if left > timedelta(0)
+            else f"ended on {day(self.ends)}"
+        )
         return f"the {self.owner}'s certificate {when}: {_REMEDIES[self.owner]}"
 
 

@@ -9,10 +9,12 @@ import contextlib
 import getpass
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -45,6 +47,22 @@ log_type notice
 def find_mosquitto() -> str | None:
     """The path of the program, also outside PATH."""
     return shutil.which("mosquitto", path=os.pathsep.join((os.environ.get("PATH", os.defpath), *SBIN)))
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let a Ctrl-C wait until the block ends: inside ``Popen`` it would leave a process that nobody knows."""
+    if threading.current_thread() is not threading.main_thread():  # it is never interrupted
+        yield
+        return
+    came = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: came.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came.is_set():
+            signal.raise_signal(signal.SIGINT)
 
 
 class MosquittoBroker:
@@ -93,20 +111,26 @@ class MosquittoBroker:
         self._directory = tempfile.TemporaryDirectory(prefix="s2m3-mosquitto-")
         config, output = (Path(self._directory.name) / name for name in ("mosquitto.conf", "output"))
         config.write_text(self._configuration, encoding="utf-8")
-        with output.open("wb") as stream:
-            self._process = subprocess.Popen(
-                [program, "-c", str(config)],
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                start_new_session=True,  # a Ctrl-C in the terminal must not end it
-                env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(GIVEN_BACK_BYTES)},
-            )
+        try:
+            with output.open("wb") as stream, _uninterrupted():
+                self._process = subprocess.Popen(
+                    [program, "-c", str(config)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=stream,
+                    start_new_session=True,  # a Ctrl-C in the terminal must not end it
+                    env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(GIVEN_BACK_BYTES)},
+                )
+            self._await_listener(self._process, output)
+        except BaseException:  # a caller whose block did not begin stops nothing
+            self.stop()
+            raise
+
+    def _await_listener(self, process: subprocess.Popen[bytes], output: Path) -> None:
         until_s = time.monotonic() + START_S
         while not listens(self.port):
-            if self._process.poll() is not None or time.monotonic() > until_s:
+            if process.poll() is not None or time.monotonic() > until_s:
                 said = output.read_text(encoding="utf-8", errors="replace").strip() or "it said nothing"
-                self.stop()
                 raise TransportError(f"mosquitto did not start on port {self.port}: {said}")
             time.sleep(POLL_S)
 

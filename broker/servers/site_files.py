@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
 from broker.protocol.errors import BadFile
+from broker.protocol.sentences import described
 from broker.protocol.specs import SitePrefix
 from broker.protocol.values import Spec
 from broker.servers import certificates
@@ -30,7 +31,10 @@ from broker.servers.dynamic_security import Login
 from broker.transport.connection import Connection
 
 PORT = 8883
-Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9:]([A-Za-z0-9:._-]{0,251}[A-Za-z0-9])?$")]
+Host = Annotated[
+    str,
+    described(r"^[A-Za-z0-9:]([A-Za-z0-9:._-]{0,251}[A-Za-z0-9])?$", "is not a valid name or IP address of a machine"),
+]
 """A name or an address."""
 PLUGIN = "mosquitto_dynamic_security.so"
 PLUGIN_FOLDERS = ("/usr/lib/*-linux-gnu*", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/opt/homebrew/lib")
@@ -73,8 +77,9 @@ max_queued_bytes 268435456
 # Retained messages: Mosquitto has no limit of its own for them. Who may retain what is a matter of the accounts' rules,
 # and the orchestrator clears retained requests. Don't set `memory_limit`: the plugin's changes of accounts make the
 # count of 2.0.11 wrong, and from then on every client is disconnected as `out of memory`.
-# The session of a client that stays away is forgotten.
-persistent_client_expiration 1d
+# The session of a client that stays away is forgotten, a bridged site's, too: it hears of no task that was undeployed
+# earlier than this.
+persistent_client_expiration 30d
 # The connection of a client that is silent ends within 1.5 times this many seconds.
 max_keepalive 600
 
@@ -140,7 +145,7 @@ class Setup:
         return self.folder / "clients" / name
 
 
-def write_client(setup: Setup, place: Path, logins: Sequence[Login], now: datetime) -> None:
+def write_client(setup: Setup, place: Path, logins: Sequence[Login], now: datetime, *, site: str | None) -> None:
     """Write a client's folder: its connection, and the files that this names. The first login is the main one."""
     main = logins[0]
     keys: dict[str, str] = {"broker": setup.url, "ca": "ca.crt"}
@@ -158,8 +163,8 @@ def write_client(setup: Setup, place: Path, logins: Sequence[Login], now: dateti
         keys |= {f"{which}user": login.user, f"{which}password_file": file}
     if main.client_id is not None and len(logins) == 1:  # an agent's client ids follow from its own id
         keys["client_id"] = main.client_id
-    if setup.settings.site:
-        keys["site"] = setup.settings.site
+    if site:
+        keys["site"] = site
     head = f"# How {main.user} reaches the broker. Certificates: {until}; `s2m3 status` warns 30 days before.\n"
     write_file(place / "connection.yaml", (head + yaml.safe_dump(keys, sort_keys=False)).encode())
 
@@ -226,7 +231,7 @@ def closed_above(folder: Path, user: str) -> Path | None:
     return next(closed, None)
 
 
-def give(folder: Path, user: str) -> None:
+def give(folder: Path, user: str | int) -> None:
     """Make a folder and its files the broker's; only root can."""
     if os.geteuid() == 0:
         for path in (folder, *folder.rglob("*")):

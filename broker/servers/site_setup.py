@@ -29,10 +29,11 @@ from typing import Literal
 import yaml
 
 from broker.files import load_spec
-from broker.protocol.errors import BadFile, TransportError
-from broker.protocol.topics import prefix_of
+from broker.protocol.errors import BadFile, BrokerRefused, NotConnected, TransportError
+from broker.protocol.topics import BRIDGE_STATE, IS_DOWN, SITES, prefix_of
 from broker.servers import certificates, dynamic_security
-from broker.servers.access import Account, require_outside
+from broker.servers.access import Account, Role, require_outside, site_at_core
+from broker.servers.bridge import FOLDER, Bridge, folder_of, require_other_broker, write_bridge
 from broker.servers.dynamic_security import ADMIN, Command, Document, Login
 from broker.servers.site_files import (
     ANY,
@@ -49,6 +50,7 @@ from broker.servers.site_files import (
     write_file,
 )
 from broker.transport.connection import Connection
+from broker.transport.retained import read_retained, write_retained
 
 LOOK_S = 5.0
 
@@ -66,6 +68,7 @@ def init(
     *,
     user: str | None = None,
     plugin: Path | None = None,
+    bridge: Bridge | None = None,
 ) -> Setup:
     """Write a complete setup into a new or empty folder; nothing stays of one that fails.
 
@@ -75,12 +78,18 @@ def init(
         settings: of the broker.
         user: who runs Mosquitto; by default as ``default_user`` says.
         plugin: Mosquitto's dynamic security plugin; by default it is looked for.
+        bridge: to a core, for a site that joins one.
 
     Raises:
         BadFile: the folder isn't empty, two accounts collide, or something is missing on this machine.
     """
     folder = folder.absolute()
     _require_empty(folder)
+    if settings.site is not None and settings.site.split("/")[0] == SITES:
+        problem = f"must not begin with {SITES}/: there a core has the sites that are bridged to it"
+        raise BadFile(file="--site", problem=problem, fix="use another prefix, or none")
+    if bridge is not None:
+        require_other_broker(bridge, Setup(folder, settings))
     plugin = plugin or find_plugin()
     if user is not None and (above := closed_above(folder, user)):
         problem = f"is not reachable for the user {user}, who runs Mosquitto: {above} is closed to other users"
@@ -108,9 +117,12 @@ def init(
         write_file(setup.configuration, configuration(folder, settings, user=user, plugin=plugin).encode())
         write_file(building / "broker" / "ca.crt", authority.certificate)
         write_brokers_certificate(setup, now)
-        write_client(setup, building / "admin", (admin,), now)
-        for name, its_logins in logins.items():
-            write_client(setup, setup.client_folder(name), its_logins, now)
+        write_client(setup, building / "admin", (admin,), now, site=settings.site)
+        for account in accounts:
+            place, site = setup.client_folder(account.name), account.site(settings.site)
+            write_client(setup, place, logins[account.name], now, site=site)
+        if bridge is not None:
+            _write_bridge(building, bridge, Setup(folder, settings))
         building.chmod(0o755)  # Mosquitto, as another user, must reach its own folder
         give(building / "broker", user)
     return Setup(folder, settings)
@@ -126,12 +138,13 @@ def add(setup: Setup, account: Account) -> How:
     with _changing(setup) as document:
         logins, commands = _new(document, account, setup.settings)
         with _folder_for(setup.client_folder(account.name)) as building:
-            write_client(setup, building, logins, datetime.now(UTC))
+            site = account.site(setup.settings.site)
+            write_client(setup, building, logins, datetime.now(UTC), site=site)
             return _change(setup, document, commands)
 
 
 def revoke(setup: Setup, name: str) -> How:
-    """Delete an account: its connections end at once. Its folder is removed.
+    """Delete an account: its connections end at once. Its folder is removed, and what a site's bridge reported.
 
     Raises:
         BadFile: there is no such account.
@@ -140,6 +153,8 @@ def revoke(setup: Setup, name: str) -> How:
     with _changing(setup) as document:
         how = _change(setup, document, dynamic_security.deletion(name, tuple(_logins(document, name))))
         shutil.rmtree(setup.client_folder(name), ignore_errors=True)
+        if how == "running" and dynamic_security.kind_of(document, name) == Role.BRIDGE:
+            _say_of_bridge(setup, name, is_gone=True)
         return how
 
 
@@ -153,14 +168,30 @@ def rotate(setup: Setup, name: str) -> How:
     with _changing(setup) as document:
         logins = tuple(Login(user, bound) for user, bound in _logins(document, name).items())
         with _folder_for(setup.client_folder(name)) as building:
-            write_client(setup, building, logins, datetime.now(UTC))
-            return _change(setup, document, dynamic_security.new_passwords(logins))
+            is_bridge = dynamic_security.kind_of(document, name) == Role.BRIDGE
+            site = site_at_core(name) if is_bridge else setup.settings.site
+            write_client(setup, building, logins, datetime.now(UTC), site=site)
+            how = _change(setup, document, dynamic_security.new_passwords(logins))
+            if how == "running" and is_bridge:
+                _say_of_bridge(setup, name)
+            return how
 
 
 def rotate_broker(setup: Setup) -> None:
     """Write a new certificate for the broker. Mosquitto reads it when it gets SIGHUP, or at its next start."""
     with _changing(setup):
         write_brokers_certificate(setup, datetime.now(UTC))
+
+
+def join(setup: Setup, bridge: Bridge) -> None:
+    """Give a site a bridge to a core, or a new one; Mosquitto reads it at its next start.
+
+    Raises:
+        BadFile: the core is this broker, or the folder can't be changed.
+    """
+    require_other_broker(bridge, setup)
+    with _changing(setup):
+        _write_bridge(setup.folder, bridge, setup)
 
 
 def open_setup(folder: Path) -> Setup:
@@ -179,6 +210,19 @@ def open_setup(folder: Path) -> Setup:
 # --- one change ---
 
 
+def _write_bridge(folder: Path, bridge: Bridge, setup: Setup) -> None:
+    """Write the bridge of a setup, whose files are below ``folder`` now, and have Mosquitto's configuration name it."""
+    broker, configuration = folder / "broker", folder / "broker" / setup.configuration.name
+    with _folder_for(broker / FOLDER) as building:
+        write_bridge(building, bridge, setup)
+        give(building, broker.stat().st_uid)
+    line = f"include_dir {folder_of(setup)}"
+    written = configuration.read_text(encoding="utf-8")
+    if line not in written.splitlines():
+        text = f"{written}\n# The bridge to a core: `s2m3 broker bridge` writes the file there.\n{line}\n"
+        replace_file(configuration, text.encode())
+
+
 @contextlib.contextmanager
 def _changing(setup: Setup) -> Iterator[Document]:
     """The plugin's file, while no other command changes it."""
@@ -194,27 +238,41 @@ def _changing(setup: Setup) -> Iterator[Document]:
 
 def _change(setup: Setup, document: Document, commands: Sequence[Command]) -> How:
     """Have the running broker carry out commands, or change its file while it is stopped."""
-    host = setup.settings.bind or ANY[0]
-    host = "127.0.0.1" if host in ANY else host
-    if _is_listening(host, setup.settings.port):
-        admin = setup.folder / "admin"
-        own = (admin / "client.crt", admin / "client.key") if setup.settings.client_certificates else (None, None)
-        password = (admin / "password").read_text(encoding="utf-8")
-        connection = Connection(
-            host=host,
-            port=setup.settings.port,
-            tls=True,
-            ca=admin / "ca.crt",
-            cert=own[0],
-            key=own[1],
-            user=ADMIN,
-            password=password,
-        )
-        dynamic_security.send(connection, commands)
+    admin = _admin(setup).renewed()
+    if _is_listening(admin.host, admin.port):
+        dynamic_security.send(admin, commands)
         return "running"
     dynamic_security.apply(document, commands)
     replace_file(setup.plugin_file, json.dumps(document, indent=1).encode())
     return "stopped"
+
+
+def _admin(setup: Setup) -> Connection:
+    """The admin's connection, on the broker's own machine."""
+    host, admin = setup.settings.bind or ANY[0], setup.folder / "admin"
+    own = (admin / "client.crt", admin / "client.key") if setup.settings.client_certificates else (None, None)
+    return Connection(
+        host="127.0.0.1" if host in ANY else host,
+        port=setup.settings.port,
+        tls=True,
+        ca=admin / "ca.crt",
+        cert=own[0],
+        key=own[1],
+        user=ADMIN,
+        password_file=admin / "password",
+    )
+
+
+def _say_of_bridge(setup: Setup, name: str, *, is_gone: bool = False) -> None:
+    """Say that a site's bridge is down, for the broker drops the will of a client that it ends; or forget the site.
+
+    A setup of before bridges has no rule for this: then nothing changes.
+    """
+    admin, place = _admin(setup).renewed(), site_at_core(name)
+    with contextlib.suppress(NotConnected, BrokerRefused):
+        known = read_retained(admin, f"{place}/#", client_id=ADMIN) if is_gone else {}
+        left = dict.fromkeys(known, b"") if is_gone else {BRIDGE_STATE.at(prefix_of(place)): IS_DOWN}
+        write_retained(admin, left, client_id=ADMIN)
 
 
 def _is_listening(host: str, port: int) -> bool:
@@ -255,6 +313,9 @@ def _require_empty(folder: Path) -> None:
         problem = "isn't an empty folder"
         fix = "name another one; to change a site's accounts: `s2m3 broker add`, `revoke` and `rotate`"
         raise BadFile(file=str(folder), problem=problem, fix=fix)
+    if folder.is_mount():
+        fix = f"name a folder inside it: {folder / 'site'}"
+        raise BadFile(file=str(folder), problem="is a mount point, which can't be replaced", fix=fix)
 
 
 def _new(document: Document, account: Account, settings: Settings) -> tuple[tuple[Login, ...], list[Command]]:
@@ -267,7 +328,7 @@ def _new(document: Document, account: Account, settings: Settings) -> tuple[tupl
         if user in taken:
             problem = f"the user name {user} is taken"
             fix = f"use another name, revoke it first, or write its files again with `s2m3 broker rotate DIR {user}`"
-            raise BadFile(file=f"{account.role} {account.name}", problem=problem, fix=fix)
+            raise BadFile(file=account.shown, problem=problem, fix=fix)
     return logins, dynamic_security.creation(account, logins, prefix)
 
 

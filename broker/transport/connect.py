@@ -19,6 +19,7 @@ def connect(
     will: WillFor | None = None,
     max_packet_bytes: int = MAX_PACKET_BYTES,
     gather_s: float = 0.0,
+    sees_retain: bool = False,
 ) -> Transport:
     """A transport to a broker, not yet started (see ``MakeTransport``).
 
@@ -26,7 +27,13 @@ def connect(
         BadFile: a certificate, a key or the CA's file can't be used.
     """
     return MqttTransport(
-        connection, client_id=client_id, inbox=inbox, will=will, max_packet_bytes=max_packet_bytes, gather_s=gather_s
+        connection,
+        client_id=client_id,
+        inbox=inbox,
+        will=will,
+        max_packet_bytes=max_packet_bytes,
+        gather_s=gather_s,
+        sees_retain=sees_retain,
     )
 
 

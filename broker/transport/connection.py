@@ -22,9 +22,11 @@ from urllib.parse import unquote
 
 from pydantic import Field, ValidationError
 
+from broker.directories import in_home
 from broker.files import bad_field, load_spec
 from broker.protocol.errors import BadFile
-from broker.protocol.specs import SitePrefix, describe
+from broker.protocol.sentences import describe
+from broker.protocol.specs import SitePrefix
 from broker.protocol.values import Spec
 from broker.structured_log import structlog
 
@@ -122,7 +124,7 @@ class Place:
     def path(self, key: str) -> Path | None:
         """The path under this key; a relative one is relative to the file."""
         text = getattr(self.keys, key)
-        return Path(self.file).parent / Path(text).expanduser() if text else None
+        return Path(self.file).parent / in_home(text) if text else None
 
     def bad(self, key: str, problem: str, fix: str) -> BadFile:
         """The error of one of its keys."""
@@ -135,6 +137,11 @@ def command_line(**given: str | None) -> Place:
     """The place of a command's options."""
     names = {key: f"--{key.replace('_', '-')}" for key in ConnectionFile.model_fields}
     return Place(ConnectionFile.model_validate(given), names=names)
+
+
+def argument(broker: str | None) -> Place:
+    """The place of an address that a program gives."""
+    return Place(ConnectionFile.model_validate({"broker": broker}), names={"broker": "the broker's address"})
 
 
 def connection_file(path: Path | str) -> Place:
@@ -237,23 +244,23 @@ def parse_url(url: str) -> Connection:
     )
 
 
-def read_password(path: Path) -> str:
-    """The password that a file holds: its only line.
+def read_password(path: Path, what: str = "password") -> str:
+    """The password, or the token, that a file holds: its only line.
 
     Raises:
-        BadFile: the file can't be read, or holds no password.
+        BadFile: the file can't be read, or holds none.
     """
     try:
         with path.open("rb") as file:
             content = file.read(MOST_PASSWORD_BYTES + 3)
     except OSError as error:
-        problem = f"the password file can't be read: {error.strerror or error}"
+        problem = f"the {what} file can't be read: {error.strerror or error}"
         raise BadFile(file=str(path), problem=problem, fix="name a file that this user can read") from error
     line = content.removesuffix(b"\n").removesuffix(b"\r")
     if not line:
-        raise BadFile(file=str(path), problem="the password file is empty", fix="write the password into it")
-    problem = "the password file must hold one line of UTF-8 text, and no more"
-    bad = BadFile(file=str(path), problem=problem, fix="write only the password into it")
+        raise BadFile(file=str(path), problem=f"the {what} file is empty", fix=f"write the {what} into it")
+    problem = f"the {what} file must hold one line of UTF-8 text, and no more"
+    bad = BadFile(file=str(path), problem=problem, fix=f"write only the {what} into it")
     if len(line) > MOST_PASSWORD_BYTES or any(sign in line for sign in b"\n\r\0"):
         raise bad
     try:

@@ -172,11 +172,12 @@ def context_of(connection: Connection) -> ssl.SSLContext | None:
     # The same on all versions of Python: a home-made CA may lack what only 3.13 wants, and may be the broker's own.
     context.verify_flags = (context.verify_flags & ~ssl.VERIFY_X509_STRICT) | ssl.VERIFY_X509_PARTIAL_CHAIN
     if connection.cert is not None:
-        _load_certificate(context, connection.cert, connection.key or connection.cert)
+        load_certificate(context, connection.cert, connection.key or connection.cert)
     return context
 
 
-def _load_certificate(context: ssl.SSLContext, cert: Path, key: Path) -> None:
+def load_certificate(context: ssl.SSLContext, cert: Path, key: Path) -> None:
+    """Load a certificate and its key into a context; raises BadFile when they can't be used."""
     _read(cert, "certificate", b"-----BEGIN CERTIFICATE-----")
     if b"ENCRYPTED" in _read(key, "key", b"PRIVATE KEY-----"):
         fix = f"store it without one, readable by this user only: openssl pkey -in {key} -out NEW"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -97,7 +98,10 @@ def of_refusal(connection: Connection, client_id: str, code: int, text: str) -> 
     """The failure by a broker's reason code; the text is the code's name."""
     refused = f"the broker at {connection} refused the connection: {text}"
     if code in _PROTOCOL:
-        reason = f"the broker at {connection} doesn't speak MQTT 5: use one that does, such as Mosquitto from 2.0 on"
+        reason = (
+            f"the broker at {connection} doesn't speak MQTT 5 at this port: name its port for MQTT 5 (of `s2m3 broker` "
+            "the first one that it prints), or use a broker that does, such as Mosquitto from 2.0 on"
+        )
         return Failure(f"{reason} ({text})", "refused")
     if code in _LOGIN and connection.user is None:
         return Failure(f"{refused}; it wants a login: name a user and a password file", "refused")
@@ -107,6 +111,12 @@ def of_refusal(connection: Connection, client_id: str, code: int, text: str) -> 
     if code in _CLIENT_ID:
         return Failure(f"{refused}; it doesn't take the client id {client_id}", "refused")
     return Failure(refused, "lost" if code in _BUSY else "refused")
+
+
+def of_lacks(connection: Connection, missing: Sequence[str]) -> Failure:
+    """The failure of a broker that says that it lacks what a site needs."""
+    reason = f"the broker at {connection} has no {' and no '.join(missing)}, by its own word, and a site needs them"
+    return Failure(f"{reason}: set it up otherwise, or use another broker, such as Mosquitto", "refused")
 
 
 def of_silence(connection: Connection) -> Failure:

@@ -48,6 +48,12 @@ class Filters:
             self._accepted = True
             return tuple(self._wanted)
 
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """All filters."""
+        with self._lock:
+            return tuple(self._wanted)
+
     def take(self) -> tuple[Change, ...]:
         """The changes since the last call."""
         with self._lock:

@@ -19,6 +19,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from broker.transport import failures, port
@@ -53,6 +54,7 @@ class Link:
         filters: what to subscribe to.
         emit: takes the events.
         max_packet_bytes: larger messages are refused.
+        sees_retain: see ``MakeTransport``.
         log: the transport's log.
     """
 
@@ -66,6 +68,7 @@ class Link:
         filters: Filters,
         emit: Callable[[LinkEvent], None],
         max_packet_bytes: int,
+        sees_retain: bool,
         log: Any,  # noqa: ANN401 - structlog's loggers are untyped
     ) -> None:
         self.session = secrets.randbits(53)  # exact in every JSON reader
@@ -75,7 +78,7 @@ class Link:
         self.taken_over = False  # by another client with the same id
         self._connection, self._dialer, self._client_id = connection, dialer, client_id
         self._outbox, self._filters, self._emit, self._log = outbox, filters, emit, log
-        self._max_packet_bytes = max_packet_bytes
+        self._max_packet_bytes, self._sees_retain = max_packet_bytes, sees_retain
         self._accepted = False
         self._limits = Limits(None, None)
         self._subscribing: dict[int, tuple[str, ...]] = {}  # packet id -> filters without a SUBACK
@@ -179,7 +182,7 @@ class Link:
             if change.subscribe:
                 self._subscribe(change.filters)
             else:
-                client.unsubscribe(list(change.filters))
+                self._unsubscribe(change.filters)
         while True:
             if client.want_write():
                 client.loop_write()
@@ -192,9 +195,18 @@ class Link:
             self._sent[client.send(message)] = message
 
     def _subscribe(self, filters: tuple[str, ...]) -> None:
-        packet = self._client.add_filters(filters)
+        packet = self._client.add_filters(self._taken(filters), sees_retain=self._sees_retain)
         if packet is not None:
             self._subscribing[packet] = filters
+
+    def _unsubscribe(self, filters: tuple[str, ...]) -> None:
+        others = self._taken(tuple(name for name in self._filters.wanted if name not in filters))
+        if gone := [name for name in self._taken(filters) if name not in others]:
+            self._client.unsubscribe(gone)
+
+    def _taken(self, filters: tuple[str, ...]) -> tuple[str, ...]:
+        """The filters as this broker takes them: without share groups, if it has none."""
+        return tuple(map(port.plain_filter, filters)) if port.SHARED in self._limits.lacks else filters
 
     def _explain_refusal(self) -> Failure:
         """The reason of an end before the broker's answer."""
@@ -213,7 +225,11 @@ class Link:
             self.failure = failures.of_refusal(self._connection, self._client_id, reason.code, reason.text)
             return
         self._accepted = True
-        self._limits = Limits(limits.packet_bytes, min(MAX_IN_FLIGHT, limits.in_flight or MAX_IN_FLIGHT))
+        self._limits = replace(limits, in_flight=min(MAX_IN_FLIGHT, limits.in_flight or MAX_IN_FLIGHT))
+        if missing := limits.lacks & port.NEEDED:
+            self.failure = failures.of_lacks(self._connection, sorted(missing))
+            self._client.disconnect()  # without the will
+            return
         if filters := self._filters.begin():
             self._subscribe(filters)
         else:
@@ -266,4 +282,4 @@ class Link:
         limit_bytes = min(self._max_packet_bytes, self._limits.packet_bytes or self._max_packet_bytes)
         for message in self._outbox.open(limit_bytes):
             self._log.error("a lasting message expired, or is larger than the broker takes now", topic=message.topic)
-        self._emit(port.LinkUp(self.session, self._limits.packet_bytes))
+        self._emit(port.LinkUp(self.session, self._limits.packet_bytes, self._limits.lacks))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -40,10 +40,14 @@ def matches(topic_filter: str, topic: str) -> bool:
 
 
 class MemoryBroker:
-    """The broker of memory transports; it causes faults on request, and refuses packets beyond ``max_packet_bytes``."""
+    """The broker of memory transports; it causes faults on request, and refuses packets beyond ``max_packet_bytes``.
 
-    def __init__(self, *, max_packet_bytes: int = MAX_PACKET_BYTES) -> None:
+    It may lack shared subscriptions.
+    """
+
+    def __init__(self, *, max_packet_bytes: int = MAX_PACKET_BYTES, lacks: Collection[port.Feature] = ()) -> None:
         self.max_packet_bytes = max_packet_bytes
+        self.lacks = frozenset(lacks)
         self.retained: dict[str, port.Delivery] = {}
         self.connected: dict[str, MemoryTransport] = {}  # by client id
         self.started: list[MemoryTransport] = []  # and not closed or crashed
@@ -74,9 +78,17 @@ class MemoryBroker:
         will: WillFor | None = None,
         max_packet_bytes: int = port.MAX_PACKET_BYTES,
         gather_s: float = 0.0,  # noqa: ARG002 - nothing arrives by itself
+        sees_retain: bool = False,
     ) -> MemoryTransport:
         """A transport to this broker, whatever the ``connection`` (see ``MakeTransport``)."""
-        return MemoryTransport(self, client_id=client_id, inbox=inbox, will=will, max_packet_bytes=max_packet_bytes)
+        return MemoryTransport(
+            self,
+            client_id=client_id,
+            inbox=inbox,
+            will=will,
+            max_packet_bytes=max_packet_bytes,
+            sees_retain=sees_retain,
+        )
 
     def crash(self, client_id: str) -> None:
         """End a client like a killed process: its will is published, and it receives and publishes nothing.
@@ -118,6 +130,7 @@ class MemoryBroker:
             correlation=message.correlation,
             content_type=message.content_type,
             expiry_s=message.expiry_s,
+            traceparent=message.traceparent,
         )
         if message.retain and message.payload:
             self.retained[message.topic] = replace(delivery, retain=True)
@@ -125,7 +138,7 @@ class MemoryBroker:
             self.retained.pop(message.topic, None)
         receivers = self.receivers(message.topic)
         for receiver in receivers:
-            receiver.take(delivery)
+            receiver.take(replace(delivery, retain=message.retain) if receiver.sees_retain else delivery)
         if publisher.connected and message.confirm:
             publisher.events.append(port.Acknowledged(message.topic, message.token))
         elif not receivers and publisher.connected and message.qos == 1 and message.token is not None:
@@ -136,11 +149,11 @@ class MemoryBroker:
         chosen: list[MemoryTransport] = []
         groups: dict[str, list[MemoryTransport]] = {}
         for client in self.connected.values():
-            shared = [name for name in client.filters if name.startswith(_SHARE)]
+            shared = [name for name in client.filters if name.startswith(_SHARE) and port.SHARED not in self.lacks]
             for name in shared:
                 if matches(name.split("/", 2)[2], topic):
                     groups.setdefault(name, []).append(client)
-            if any(matches(name, topic) for name in client.filters if name not in shared):
+            if any(matches(port.plain_filter(name), topic) for name in client.filters if name not in shared):
                 chosen.append(client)
         for name, members in groups.items():
             turn = self._turns.get(name, 0)
@@ -157,7 +170,7 @@ class MemoryBroker:
         self._sessions += 1
         client.connected = True
         client.will = client.will_for(self._sessions) if client.will_for else None
-        client.events.append(port.LinkUp(self._sessions))
+        client.events.append(port.LinkUp(self._sessions, lacks=self.lacks))
         self.connected[client.client_id] = client
         self.send_retained(client, client.filters)
         kept, client.kept = client.kept, []
@@ -224,8 +237,10 @@ class MemoryTransport:
         inbox: Inbox,
         will: WillFor | None = None,
         max_packet_bytes: int = port.MAX_PACKET_BYTES,
+        sees_retain: bool = False,
     ) -> None:
         self._broker = broker
+        self.sees_retain = sees_retain
         self.max_packet_bytes = max_packet_bytes
         self.client_id = client_id
         self.inbox = inbox

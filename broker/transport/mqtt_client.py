@@ -44,7 +44,7 @@ from broker.structured_log import structlog
 from broker.transport.connection import Connection
 from broker.transport.dial import Dialer, acknowledge_now
 from broker.transport.failures import CONNACK
-from broker.transport.port import Outgoing
+from broker.transport.port import SHARED, Feature, Outgoing
 from broker.transport.publish_packet import Published, read_publish, write_publish
 
 GOODBYE_S = 0.25
@@ -76,6 +76,7 @@ class Limits:
 
     packet_bytes: int | None
     in_flight: int | None  # QoS 1 messages without a PUBACK
+    lacks: frozenset[Feature] = frozenset()
 
 
 class Handler(Protocol):
@@ -138,7 +139,10 @@ class MqttClient(paho.Client):
         if connection.user is not None:
             self.username_pw_set(connection.user, connection.password)
         if will is not None:
-            self.will_set(will.topic, will.payload, will.qos, will.retain)
+            left = Properties(PacketTypes.WILLMESSAGE)  # type: ignore[no-untyped-call]
+            if will.expiry_s is not None:
+                left.MessageExpiryInterval = will.expiry_s
+            self.will_set(will.topic, will.payload, will.qos, will.retain, properties=left)
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.MaximumPacketSize = max_packet_bytes
         self.connect(connection.host, connection.port, keepalive_s, clean_start=True, properties=properties)
@@ -152,9 +156,9 @@ class MqttClient(paho.Client):
         self._packet_queue(MessageType.PUBLISH, packet, packet_id, message.qos, MQTTMessageInfo(packet_id))  # type: ignore[arg-type]
         return packet_id
 
-    def add_filters(self, filters: Sequence[str]) -> int | None:
+    def add_filters(self, filters: Sequence[str], *, sees_retain: bool = False) -> int | None:
         """Queue a subscription; returns its packet id."""
-        return self.subscribe([(name, SubscribeOptions(qos=1)) for name in filters])[1]
+        return self.subscribe([(name, SubscribeOptions(qos=1, retainAsPublished=sees_retain)) for name in filters])[1]
 
     def ping(self) -> None:
         """Queue a ping."""
@@ -286,8 +290,18 @@ def _places_of_reasons(kind: int, packet: bytes | bytearray) -> range:
     return range(place, min(place + 1, len(packet)))
 
 
+_ABSENT: dict[str, Feature] = {
+    "MaximumQoS": "QoS 1",
+    "RetainAvailable": "retained messages",
+    "WildcardSubscriptionAvailable": "wildcards in subscriptions",
+    "SharedSubscriptionAvailable": SHARED,
+}
+"""The properties of a CONNACK that are 0 where the broker lacks something, and missing where it has all of it."""
+
+
 def _limits_of(properties: Properties | None) -> Limits:
-    return Limits(getattr(properties, "MaximumPacketSize", None), getattr(properties, "ReceiveMaximum", None))
+    lacks = frozenset(feature for name, feature in _ABSENT.items() if getattr(properties, name, None) == 0)
+    return Limits(getattr(properties, "MaximumPacketSize", None), getattr(properties, "ReceiveMaximum", None), lacks)
 
 
 def guarded(callback: Callable[..., object], log: Any) -> Callable[..., None]:  # noqa: ANN401 - structlog's loggers are untyped

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from broker.protocol.errors import MessageTooLarge, NotConnected, QueueFull
+from broker.protocol.sizes import show_bytes, show_count
 from broker.transport.port import Outgoing
 
 SMALL_BYTES = 4096  # of a packet: a refusal has some 600
@@ -112,7 +113,7 @@ class Outbox:
             in_reserve = is_small and self._reserve > 0 and waiting < self._max_messages + self._reserve
             if (waiting >= self._max_messages or too_many_bytes) and not in_reserve:
                 raise QueueFull(
-                    f"{waiting} messages of {self._waiting_bytes} bytes wait for the broker: "
+                    f"{show_count(waiting, 'message')} of {show_bytes(self._waiting_bytes)} must be sent first: "
                     f"publish {message.topic} later"
                 )
             until_s = math.inf if message.expiry_s is None else self._clock() + message.expiry_s

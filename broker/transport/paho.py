@@ -52,6 +52,7 @@ class MqttTransport:
         max_queued: messages that may wait to be written or acknowledged; small lasting ones have ``RESERVE`` more.
         max_queued_bytes: their bytes; a single message may have more.
         gather_s: QoS 0 messages that arrive faster one after the other are read together.
+        sees_retain: see ``MakeTransport``.
 
     Raises:
         BadFile: a file of certificates can't be used.
@@ -69,6 +70,7 @@ class MqttTransport:
         max_queued: int = MAX_QUEUED,
         max_queued_bytes: int = MAX_QUEUED_BYTES,
         gather_s: float = 0.0,
+        sees_retain: bool = False,
     ) -> None:
         self._connection = connection
         self._client_id = client_id
@@ -79,6 +81,7 @@ class MqttTransport:
         self._max_packet_bytes = max_packet_bytes
         self._outbox = Outbox(max_messages=max_queued, max_bytes=max_queued_bytes, reserve=RESERVE)
         self._filters = Filters()
+        self._sees_retain = sees_retain
         self._dialer = Dialer(connection, float(keepalive_s))
         self._closing = threading.Event()
         self._lock = threading.Lock()  # guards the fields below
@@ -155,7 +158,7 @@ class MqttTransport:
             reason = f"{failure.reason}; {seen}" if seen else failure.reason
             if was_up or reason != reported:
                 self._log.warning("no connection to the broker", reason=reason)
-                self._gathering.emit(port.LinkDown(reason, failure.cause))
+                self._gathering.emit(port.LinkDown(reason, "taken" if seen else failure.cause))
                 reported = reason
             # Short connections are failures: two clients with one id, which end each other's, must slow down.
             failed = 0 if was_up and time.monotonic() - began_s > LONGEST_RETRY_S else failed + 1
@@ -181,6 +184,7 @@ class MqttTransport:
                 filters=self._filters,
                 emit=self._gathering.emit,
                 max_packet_bytes=self._max_packet_bytes,
+                sees_retain=self._sees_retain,
                 log=self._log,
             )
             will = self._will(link.session) if self._will else None

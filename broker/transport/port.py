@@ -7,6 +7,8 @@ Owns what both promise:
   session number.
 - Publishing never waits. A message that can't be sent is an error at once. A message with QoS 1 and a token that no
   client subscribes to comes back as ``Undelivered``; not every broker reports this.
+- Where a broker has no shared subscriptions, a shared filter is subscribed as a plain one, so each member of the group
+  gets each message: ``LinkUp`` says so, and who forms a group gives it one member.
 - Delivery is at most once per hop. The sensor makes it sure end to end: request id, deadline, retry. A ``lasting``
   message, which no client would send again, is delivered at least once.
 """
@@ -21,6 +23,7 @@ from typing import Literal, Protocol
 
 from broker.protocol.codec import MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES
 from broker.protocol.errors import LocalProtocolError
+from broker.protocol.trace_context import Traceparent, read_traceparent
 from broker.transport.connection import Connection
 
 LONGEST_RETRY_S = 5.0  # between two attempts to reach a broker that is down
@@ -29,7 +32,7 @@ MAX_STRING_BYTES = 65_535  # MQTT counts the bytes of a topic, a content type or
 MAX_EXPIRY_S = 2**32 - 1
 MAX_PACKET_BYTES = MAX_MESSAGE_BYTES + 64 * 1024  # room for the topic and the properties
 MAX_CONTROL_PACKET_BYTES = MAX_CONTROL_BYTES + 1024  # of a control connection; its topics are short
-_PACKET_OVERHEAD_BYTES = 64  # fixed header, lengths, packet id, property ids, expiry: less than this
+_PACKET_OVERHEAD_BYTES = 64  # fixed header, lengths, packet id, property ids and names, expiry: less than this
 
 
 _NOT_IN_TOPICS = re.compile("[+#\0]")
@@ -62,6 +65,7 @@ class Outgoing:
     correlation: bytes | None = None
     content_type: str | None = None
     expiry_s: int | None = None  # whole seconds, at least 1
+    traceparent: Traceparent | None = None
     token: object = None
     lasting: bool = False
     confirm: bool = False  # report with ``Acknowledged`` that the broker has it; QoS 1
@@ -80,11 +84,13 @@ class Outgoing:
             raise LocalProtocolError(f"a content type has at most {MAX_STRING_BYTES} bytes and no NUL")
         if len(self.correlation or b"") > MAX_STRING_BYTES:
             raise LocalProtocolError(f"correlation data have at most {MAX_STRING_BYTES} bytes")
+        if self.traceparent is not None and read_traceparent(self.traceparent) != self.traceparent:
+            raise LocalProtocolError("a traceparent that isn't valid can't be sent: leave it out")
 
     @cached_property
     def packet_bytes(self) -> int:
         """An upper bound of the packet's bytes; brokers limit the packet, not the payload."""
-        texts = (self.topic, self.response_topic or "", self.content_type or "")
+        texts = (self.topic, self.response_topic or "", self.content_type or "", self.traceparent or "")
         headers = sum(len(text.encode()) for text in texts) + len(self.correlation or b"")
         return len(self.payload) + headers + _PACKET_OVERHEAD_BYTES
 
@@ -100,6 +106,20 @@ class Delivery:
     correlation: bytes | None = None
     content_type: str | None = None
     expiry_s: int | None = None  # the rest that the broker left
+    traceparent: Traceparent | None = None  # if there is a valid one
+
+
+Feature = Literal["QoS 1", "retained messages", "wildcards in subscriptions", "shared subscriptions"]
+"""A part of MQTT that a broker may lack; it says so when it accepts a connection."""
+SHARED: Feature = "shared subscriptions"
+NEEDED: frozenset[Feature] = frozenset({"QoS 1", "retained messages", "wildcards in subscriptions"})
+"""A broker without one of these is refused."""
+_SHARE = "$share/"
+
+
+def plain_filter(name: str) -> str:
+    """A filter without its share group, if it has one."""
+    return name.split("/", 2)[2] if name.startswith(_SHARE) else name
 
 
 @dataclass(frozen=True)
@@ -108,10 +128,12 @@ class LinkUp:
 
     session: int
     max_packet_bytes: int | None = None
+    lacks: frozenset[Feature] = frozenset()
 
 
-Cause = Literal["lost", "absent", "refused"]
-"""No connection, because nothing listens or answers (absent), each attempt will fail (refused), or something else."""
+Cause = Literal["lost", "absent", "refused", "taken"]
+"""No connection, because nothing listens or answers (absent), each attempt will fail (refused), another client has this
+client id (taken), or something else."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +217,8 @@ class MakeTransport(Protocol):
         max_packet_bytes: larger messages are refused, outgoing ones by ``publish`` and incoming ones by the broker.
         gather_s: QoS 0 messages that arrive faster than this one after the other are read together, so much later: a
             thread that wakes for each of a thousand heartbeats costs more than the heartbeats.
+        sees_retain: a message that is published now with the retain flag arrives with it (MQTT's "retain as
+            published"); by default only those have it that the broker had kept before.
     """
 
     def __call__(
@@ -207,5 +231,6 @@ class MakeTransport(Protocol):
         will: WillFor | None = None,
         max_packet_bytes: int = MAX_PACKET_BYTES,
         gather_s: float = 0.0,
+        sees_retain: bool = False,
     ) -> Transport:
         """Make it."""

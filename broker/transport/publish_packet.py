@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from broker.protocol.errors import RemoteProtocolError
+from broker.protocol.trace_context import NAME, read_traceparent
 from broker.transport.port import MAX_STRING_BYTES, Delivery, Outgoing
 
 MAX_PROPERTIES_BYTES = 2 * MAX_STRING_BYTES  # Correlation Data of the largest size, and as much for all others
 _CORRELATION = 0x09
 _NAMES = {0x02: "expiry_s", 0x03: "content_type", 0x08: "response_topic", _CORRELATION: "correlation"}
+_NAME = NAME.encode()
+_TRACEPARENT = b"\x26" + struct.pack("!H", len(_NAME)) + _NAME
 _OTHER_SIZES = {0x01: 1, 0x23: 2}  # payload format and topic alias
 
 
@@ -52,6 +55,8 @@ def _written_properties(message: Outgoing) -> bytes:
         given += b"\x08" + _written_string(message.response_topic.encode())
     if message.correlation is not None:
         given += b"\x09" + _written_string(message.correlation)
+    if message.traceparent is not None:
+        given += _TRACEPARENT + _written_string(message.traceparent.encode())
     return given
 
 
@@ -100,6 +105,7 @@ def read_publish(flags: int, packet: bytes | bytearray) -> Published:
 def _properties(data: bytes) -> dict[str, Any]:
     """The properties that have a name here."""
     found: dict[str, Any] = {}
+    parents: list[str] = []
     at = 0
     while at < len(data):
         kind, value = data[at], None
@@ -114,12 +120,16 @@ def _properties(data: bytes) -> dict[str, Any]:
             case 0x0B:
                 _, at = _number(data, at)
             case 0x26:
-                _, at = _string(data, at)
-                _, at = _string(data, at)
+                name, at = _string(data, at)
+                text, at = _string(data, at)
+                if name == _NAME:
+                    parents.append(text.decode(errors="replace"))
             case _:
                 at += _OTHER_SIZES[kind]
         if kind in _NAMES:
             found[_NAMES[kind]] = value
+    if parents:
+        found["traceparent"] = read_traceparent(*parents)
     return found
 
 

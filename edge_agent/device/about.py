@@ -20,8 +20,11 @@ CPU_INFO = Path("/proc/cpuinfo")
 _MODEL = re.compile(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", re.MULTILINE)  # x86; boards with ARM
 
 
-def about(accelerator: Accelerator | None = None) -> About:
-    """The version, host, architecture, processor, interpreter, installed engines and accelerator of this agent."""
+def about(accelerator: Accelerator | None = None, changed: tuple[str, ...] = ()) -> About:
+    """The version, host, architecture, processor, interpreter, installed engines and accelerator of this agent.
+
+    ``changed`` says what of its settings is new since its last start.
+    """
     return About(
         version=_version("s2m3") or "unknown",
         host=socket.gethostname(),
@@ -30,6 +33,7 @@ def about(accelerator: Accelerator | None = None) -> About:
         python=platform.python_version(),
         engines=tuple(sorted(version(each) for each in ENGINES if is_installed(each))),
         accelerator=accelerator.name if accelerator else None,
+        changed=changed,
     )
 
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import structlog
 
 from broker.protocol.errors import ModuleRefused
+from broker.protocol.sizes import show_sizes
 from broker.protocol.specs import ModuleKey, ModuleSpec
 from edge_agent.device import footprint
 from edge_agent.device.measurements import Measurement, Measurements
@@ -141,7 +142,7 @@ class Calibration:
         """Find which measured modules have their weights on this machine. Reads the disk, never the network."""
         self.cached = {
             key: each.compute_s / self._speed
-            for key, each in self._measured.modules.items()
+            for key, each in tuple(self._measured.modules.items())  # a load may add one meanwhile
             if each.compute_s is not None and self._known(each.spec) and self._loader.is_here(each.spec)
         }
 
@@ -155,14 +156,16 @@ class Calibration:
     def _check_free(self, needed_bytes: int) -> None:
         free = self._free_bytes()
         if free is not None and free < needed_bytes + FRESH_BYTES:
+            needed, left = show_sizes(needed_bytes, free)
             raise ModuleRefused(
-                f"its weights are {needed_bytes} bytes and this machine has only {free} left: stop other "
+                f"its weights are {needed} and this machine has only {left} left: stop other "
                 "programs here, or place it elsewhere"
             )
 
-        if self._accelerator and (free := self._accelerator.free_bytes()) < needed_bytes:
+        if self._accelerator and (on_card := self._accelerator.free_bytes()) < needed_bytes:
+            needed, left = show_sizes(needed_bytes, on_card)
             raise ModuleRefused(
-                f"its weights are {needed_bytes} bytes and {self._accelerator.name} has only {free} left: stop "
+                f"its weights are {needed} and {self._accelerator.name} has only {left} left: stop "
                 "other programs that use it, or place it elsewhere"
             )
 

@@ -34,7 +34,7 @@ class ClientTakeover:
 
     def on_connected(self, session: int, now_s: float) -> None:
         """Record a connection of our own."""
-        self._remember(session)
+        self.remember(session)
         self._connected_s = now_s
 
     def on_disconnected(self, now_s: float) -> bool:
@@ -52,9 +52,10 @@ class ClientTakeover:
         """Record the session of the device's retained state."""
         if session not in self._known and self._short:
             self._foreign_s.append(now_s)
-        self._remember(session)
+        self.remember(session)
 
-    def _remember(self, session: int) -> None:
+    def remember(self, session: int) -> None:
+        """Record a session that proves nothing: our own, or one that is announced while we are connected."""
         self._known.pop(session, None)
         self._known[session] = None
         if len(self._known) > MAX_KNOWN:

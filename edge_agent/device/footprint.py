@@ -17,6 +17,7 @@ MEMORY_FILE = Path("/proc/meminfo")
 STATUS_FILE = Path("/proc/self/status")
 CGROUP_FILE = Path("/proc/self/cgroup")
 CGROUPS = Path("/sys/fs/cgroup")
+_FIELDS = 3  # of a line of the file of control groups: number, controllers, path
 M_ARENA_MAX = -8  # glibc's malloc.h
 
 
@@ -80,19 +81,26 @@ def _left_to_process(status: Path) -> Iterable[int]:
 
 
 def _left_in_groups(cgroup: Path, cgroups: Path) -> Iterable[int]:
-    """The bytes that the limits of this process's control group (version 2) and of its parents leave.
+    """The bytes that the limits of this process's control groups (versions 1 and 2) and of their parents leave.
 
     The kernel counts cached files as used. Those not used lately count as free here: the kernel drops them first.
+    A container with version 1 often sees its own group as the root, under another path than its file says.
     """
     try:
-        named = cgroup.read_text(encoding="utf-8").splitlines()
+        named = [line.split(":", 2) for line in cgroup.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError):
         return
-    for own in (line.removeprefix("0::/") for line in named if line.startswith("0::/")):
-        group = cgroups / own
+    for controllers, own in (line[1:] for line in named if len(line) == _FIELDS):
+        if not controllers:
+            root, names = cgroups, ("max", "current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root, names = cgroups / "memory", ("limit_in_bytes", "usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        group = root / own.lstrip("/")
         for each in (group, *group.parents):
             with suppress(OSError, ValueError):  # no limit here, or none at all
-                limit, used = (int((each / f"memory.{name}").read_text()) for name in ("max", "current"))
-                yield limit - used + (_number(each / "memory.stat", "inactive_file") or 0)
-            if each == cgroups:
+                limit, used = (int((each / f"memory.{name}").read_text()) for name in names[:2])
+                yield limit - used + (_number(each / "memory.stat", names[2]) or 0)
+            if each == root:
                 break

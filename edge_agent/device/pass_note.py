@@ -1,10 +1,11 @@
-"""The note of the payloads that are computed now: evidence that survives the process, and not the power.
+"""The note of what is computed and loaded now: evidence that survives the process, and not the power.
 
 Owns one small file in memory (tmpfs) for this device. The compute thread writes the payload's digest into it before a
-pass, those of all payloads before a pass of several, and removes them after. A crash adds the stacks of all threads
-(``faulthandler``). The next process of this device reads both, and its birth names the payloads if the process before
-ended because of them: by a crash of the compute thread, a hung pass, or for want of memory. A process that was killed
-or asked to end, and a machine that lost its power, died of nothing that they computed.
+pass, those of all payloads before a pass of several, and removes them after. The thread of a load does the same with
+the digest of its module's key. A crash adds the stacks of all threads (``faulthandler``). The next process of this
+device reads both, and its birth names what the process before ended of: a crash of the thread that computed or loaded
+it, a hung pass, or want of memory. A process that was killed or asked to end, and a machine that lost its power, died
+of nothing that they computed or loaded.
 
 Where there is no such memory there is no note; the log says so, and the birth says that it can't know.
 """
@@ -21,12 +22,13 @@ import re
 import stat
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import structlog
 
-from broker.protocol.messages import MAX_BATCH
+from broker.protocol.messages import MAX_BATCH, MAX_DIED_WITH
 from broker.protocol.specs import DeviceId
 from broker.transport.connection import Connection
 
@@ -34,7 +36,8 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the file in it is ours, and no 
 BOOT_ID, VMSTAT = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/vmstat")
 MAX_STACKS_BYTES = 64 * 1024  # that are read
 STACK_BYTES = 64 * 1024  # for the handler of a crash, where the stack itself is full
-_BOOT, _KILLS, _THREAD, _HUNG, _PAYLOADS, _SIZE = 0, 40, 64, 88, 128, 4096  # offsets, and where the stacks begin
+_BOOT, _KILLS, _THREAD, _HUNG, _PAYLOADS, _LOADS, _SIZE = 0, 40, 64, 88, 128, 2304, 4096  # offsets; then the stacks
+_SLOTS, _SLOT_BYTES = 16, 48  # of loads: a thread, and a digest
 _CURRENT = re.compile(rb"^Current thread 0x([0-9a-f]+)", re.MULTILINE)
 _PAYLOAD = re.compile(r"[0-9a-f]{32}")
 _NONE = b" " * 32
@@ -51,11 +54,12 @@ class PassNote:
 
     def __init__(self, path: Path | None = None) -> None:
         self.died_with: tuple[str, ...] | None = None
-        """The payloads at which the process before crashed, if any; None where that can't be known."""
+        """The payloads and loads of which the process before crashed, if any; None where that can't be known."""
         self.file: int | None = None
         """The descriptor of the file to which the stacks of a crash go; None without a note."""
         self._path, self._memory = path, None if path is None else self._open(path)
         self._thread = 0
+        self._slots, self._loading = list(range(_SLOTS)), threading.Lock()
 
     def begin(self, *payloads: str | None) -> None:
         """Note that this thread computes something of these payloads now, in one pass."""
@@ -72,6 +76,23 @@ class PassNote:
         if self._memory is not None:
             self._memory[_PAYLOADS : _PAYLOADS + 32] = _NONE
 
+    @contextmanager
+    def loading(self, digest: str) -> Iterator[None]:
+        """Note that this thread loads something, while the block lasts."""
+        with self._loading:
+            slot = self._slots.pop() if self._memory is not None and self._slots else None
+        if self._memory is None or slot is None:
+            yield
+            return
+        begin = _LOADS + slot * _SLOT_BYTES
+        self._memory[begin : begin + _SLOT_BYTES] = f"{threading.get_ident():016x}{digest}".encode()
+        try:
+            yield
+        finally:
+            self._memory[begin : begin + _SLOT_BYTES] = bytes(_SLOT_BYTES)
+            with self._loading:
+                self._slots.append(slot)
+
     def hang(self) -> None:
         """Note that the present pass hangs: the next process has to know."""
         if self._memory is not None:
@@ -81,6 +102,7 @@ class PassNote:
         """Leave no note: this process ends in good order."""
         if self._path is not None and self._memory is not None:
             self._memory[_PAYLOADS : _PAYLOADS + 32] = _NONE
+            self._memory[_LOADS : _LOADS + _SLOTS * _SLOT_BYTES] = bytes(_SLOTS * _SLOT_BYTES)
             self._path.unlink(missing_ok=True)
 
     def _open(self, path: Path) -> mmap.mmap | None:
@@ -134,8 +156,14 @@ def report_crashes(note: PassNote) -> None:
     faulthandler.enable(file=note.file) if note.file is not None else faulthandler.enable()
 
 
-def survive_full_stack() -> None:
-    """Give this thread a stack for the handler of a crash: a crash for want of stack leaves stacks, too."""
+_KEPT: list[object] = []  # the stacks of threads that last as long as the process
+
+
+def survive_full_stack(kept: list[object] = _KEPT) -> None:
+    """Give this thread a stack for the handler of a crash: a crash for want of stack leaves stacks, too.
+
+    ``kept`` holds its memory, and must live as long as the thread.
+    """
 
     class Stack(ctypes.Structure):
         _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
@@ -143,10 +171,7 @@ def survive_full_stack() -> None:
     with suppress(OSError, AttributeError):
         memory = ctypes.create_string_buffer(STACK_BYTES)
         ctypes.CDLL(None).sigaltstack(ctypes.byref(Stack(ctypes.addressof(memory), 0, STACK_BYTES)), None)
-        _KEPT.append(memory)
-
-
-_KEPT: list[object] = []  # the stacks of threads that last as long as the process
+        kept.append(memory)
 
 
 def machine_up_s() -> float:
@@ -155,15 +180,27 @@ def machine_up_s() -> float:
 
 
 def _died_with(head: bytes, stacks: bytes, kills: int) -> tuple[str, ...]:
-    noted = head[_PAYLOADS:].partition(_NONE)[0].decode(errors="replace")
-    payloads = tuple(_PAYLOAD.findall(noted))
-    if not payloads or len("".join(payloads)) != len(noted):
-        return ()
-    crashed = bool(stacks)
-    if stacks.startswith(b"Fatal Python error") and (current := _CURRENT.search(stacks)):
-        crashed = current[1].rjust(16, b"0") == head[_THREAD : _THREAD + 16]  # another thread may have
+    current = _CURRENT.search(stacks) if stacks.startswith(b"Fatal Python error") else None
+    crashed = None if current is None else current[1].rjust(16, b"0")  # the thread; None: all, if there are stacks
     short = f"{kills:016d}".encode() > head[_KILLS : _KILLS + 16]
-    return payloads if crashed or short or head[_HUNG : _HUNG + 1] == b"!" else ()
+    noted = [(head[_THREAD : _THREAD + 16], payload, head[_HUNG : _HUNG + 1] == b"!") for payload in _payloads(head)]
+    noted += [(thread, load, False) for thread, load in _loads(head)]
+    guilty = [each for thread, each, hung in noted if short or hung or (stacks and crashed in {None, thread})]
+    return tuple(dict.fromkeys(guilty))[:MAX_DIED_WITH]
+
+
+def _payloads(head: bytes) -> tuple[str, ...]:
+    noted = head[_PAYLOADS:_LOADS].partition(_NONE)[0].decode(errors="replace")
+    payloads = tuple(_PAYLOAD.findall(noted))
+    return payloads if len("".join(payloads)) == len(noted) else ()
+
+
+def _loads(head: bytes) -> Iterator[tuple[bytes, str]]:
+    """Each load with its thread; a slot that was just being written counts for nothing."""
+    for begin in range(_LOADS, _LOADS + _SLOTS * _SLOT_BYTES, _SLOT_BYTES):
+        thread, digest = head[begin : begin + 16], head[begin + 16 : begin + _SLOT_BYTES].decode(errors="replace")
+        if _PAYLOAD.fullmatch(digest):
+            yield thread, digest
 
 
 def _shown(stacks: bytes) -> str:

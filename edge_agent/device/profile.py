@@ -31,7 +31,9 @@ MEASURE_S = 0.15
 RESERVE_BYTES = {"torch": (256 + 192) * 1024 * 1024, "onnx": 256 * 1024 * 1024}
 SPEED_FILE = Path(__file__).with_name("speed.onnx")
 """The layers of a round as a model, which tests/unit/edge_agent/device/test_speed_model.py writes."""
-ASSUMED_BANDWIDTH_BITS_PER_S, ASSUMED_LATENCY_S = 100e6, 0.001  # until the link is stated or measured: a wired one
+# Until the link is stated or measured: a good wired one. Where it is slower, a later move gains much; if it was assumed
+# too slow, modules would stay together that gain only milliseconds by a move.
+ASSUMED_BANDWIDTH_BITS_PER_S, ASSUMED_LATENCY_S = 1e9, 0.001
 CHANNELS, EXPANDED, SIDE = 24, 144, 56  # of the bottleneck
 TOKENS, WIDTH = 28, 384  # of the feed-forward layer
 

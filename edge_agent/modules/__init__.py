@@ -32,7 +32,7 @@ from typing import Any, Protocol, cast
 from pydantic import JsonValue
 
 from broker.protocol.codec import RawInput
-from broker.protocol.errors import ModuleRefused
+from broker.protocol.errors import ModuleRefused, first_line
 from broker.protocol.specs import ModuleSpec
 from broker.protocol.tensors import Array, Tensors
 
@@ -51,6 +51,7 @@ class Output:
 
     tensors: dict[str, Array]
     answer: dict[str, JsonValue] | None = None
+    notes: tuple[str, ...] = ()  # for the sensor, about the part of an input that isn't used
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Prepared:
 
     arrays: Mapping[str, Array]
     texts: Sequence[str] = ()
+    notes: tuple[str, ...] = ()  # for the sensor; ``runtime.runner`` gathers them
 
 
 class RequestSteps(Protocol):
@@ -154,7 +156,18 @@ def import_family(spec: ModuleSpec) -> ModuleType:
 
 
 def _lacks_package(spec: ModuleSpec, error: ImportError) -> ModuleRefused:
-    extra = "onnx" if spec.engine == "onnx" else "agent" if spec.source and spec.source.hub else "pocket"
-    return ModuleRefused(
-        f"{spec.family} needs the Python package {error.name}, which is missing: install the [{extra}] extra"
+    extra = (
+        "onnx"
+        if spec.engine == "onnx"
+        else "agent"
+        if spec.source and (spec.source.hub or spec.source.url)
+        else "pocket"
     )
+    return ModuleRefused(f"{spec.family} needs {lacking(error)}: install the [{extra}] extra")
+
+
+def lacking(error: ImportError) -> str:
+    """The package that can't be imported, for a sentence. One that is broken may not say its name."""
+    if error.name is None:
+        return f"a Python package that is broken here ({first_line(error)})"
+    return f"the Python package {error.name}, which is missing"

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from broker.protocol.errors import ModuleRefused, RequestFailed
+from broker.protocol.sizes import show_sizes
 from broker.protocol.specs import ModuleSpec
 from broker.protocol.tensors import Array
 from edge_agent.modules import Module, Pass, Prepared, RequestSteps
@@ -101,7 +102,7 @@ def _export(spec: ModuleSpec) -> tuple[Path, Export]:
             allowed().check_links(models or directory, directory)
             return directory, export
     variant = next((each for each in spec.variants if each.engine == "onnx"), None)
-    if variant is None or variant.source.hub is None:
+    if variant is None or (variant.source.hub or variant.source.url) is None:
         raise ModuleRefused(
             f"{spec.family} needs an export for the engine onnx, and the models directory {models or '(none is set)'} "
             "has none of this module: run `s2m3 models export` on a machine with torch, and copy what it writes there"
@@ -128,9 +129,10 @@ def _check_files(directory: Path, export: Export) -> None:
     most = export.memory_bytes + GRAPH_BYTES * len(export.uses) + FILES_BYTES
     size = sum((directory / name).stat().st_size for name in names)
     if size > most:
+        held, allowed, weights = show_sizes(size, most, export.memory_bytes)
         raise ModuleRefused(
-            f"the files of {directory} have {size} bytes, and {MANIFEST} allows {most} (memory_bytes "
-            f"{export.memory_bytes}, and what a graph and a tokenizer need): export the module again"
+            f"the files of {directory} have {held}, and {MANIFEST} allows {allowed} (memory_bytes {weights}, and what "
+            "a graph and a tokenizer need): export the module again"
         )
     for name, sha256 in export.files.items():
         exports.checked(directory, name, sha256)
@@ -153,6 +155,12 @@ def _check_signature(path: Path, use: ExportedUse, signature: Signature) -> None
         raise ModuleRefused(
             f"{path} gives {_listed(signature.outputs)}, and {MANIFEST} says {missing[0]}: correct outputs, or export "
             "the module again"
+        )
+    signature.require_arrays(path, use.outputs)
+    if strange := sorted(set(use.optional) - use.inputs.keys()):
+        raise ModuleRefused(
+            f"{path} takes {_listed(signature.inputs)}, and {MANIFEST} says that {strange[0]} is optional: correct "
+            "optional, or export the module again"
         )
 
 

@@ -27,7 +27,8 @@ from broker.protocol.messages import (
     Plan,
     Route,
 )
-from broker.protocol.specs import DeviceId, NodeName, TaskName
+from broker.protocol.sizes import show_bytes
+from broker.protocol.specs import MAX_TASKS, DeviceId, NodeName, TaskName
 from broker.protocol.topics import may_reply_to
 from broker.transport.port import RECONNECT_S
 from edge_agent.events import Action, DataLinkChanged, Log, Requested, Send, SendHeartbeat
@@ -59,20 +60,28 @@ def on_request(
     """
     if not may_reply_to(state.prefix, event.reply_to):
         state.dropped["reply_topic"] += 1
-        return [Log("request_without_reply", {"task": event.task, "reply_to": event.reply_to[:200]})]
+        reason = "response_topic_not_allowed" if event.reply_to else "no_response_topic"
+        if (event.task, reason) in state.warned or len(state.warned) >= MAX_TASKS:
+            return []
+        state.warned.add((event.task, reason))
+        fields: dict[str, object] = {"task": event.task, "reason": reason, "reply_to": event.reply_to[:200]}
+        return [Log("request_without_reply", fields)]
     name = request_id(event.task, event.reply_to, event.correlation, event.payload)
     if name in state.coordinated:
         state.dropped["duplicate_request"] += 1
         return []
     is_new = deadline_s is None
     ends_s = now_s + lifetime_s(event) if deadline_s is None else deadline_s
-    request = Coordinated(name, event.task, {}, event.reply_to, event.correlation, ends_s, event.client)
+    request = Coordinated(
+        name, event.task, {}, event.reply_to, event.correlation, ends_s, event.client, event.traceparent
+    )
     request.arrived_s = ends_s - lifetime_s(event) - event.waited_s
     state.counters.count_request(event.task)
     try:
         if is_new and ends_s <= now_s:
             raise no_room(f"it waited {event.waited_s:.1f} s at {state.device}, longer than it had")
         request.inputs = _accept(state, event)
+        request.sent, request.revision = (event.payload, event.content_type), state.routes[event.task].revision
         request.payload = inputs_digest(request.inputs)
         if refused := refusal(state, request.payload, now_s):
             raise refused
@@ -97,8 +106,9 @@ def on_route(state: AgentState, route: Route, now_s: float) -> list[Action]:
         if route.unavailable:
             actions += _end(state, request, RequestFailed(ErrorCode.NO_ROUTE, route.unavailable), now_s)
         elif request.plan is None or _is_broken(request, request.plan, route):
-            request.quarantined |= request.plan is not None  # one that computed it may have died of it
-            actions += _dispatch(state, request, now_s, _choose_again(state, request, now_s))
+            if request.revision == route.revision:  # else the device may only have unloaded the revision before
+                request.quarantined |= request.plan is not None  # one that computed it may have died of it
+            actions += _send_again(state, request, now_s)
     return actions
 
 
@@ -195,7 +205,7 @@ def on_tick(state: AgentState, now_s: float) -> list[Action]:
             overdue = _overdue(state, request, now_s)
             request.late |= {(node, device) for node, device, _ in overdue}
             actions += _suspect_silent_devices(state, request, overdue, now_s)
-            actions += _dispatch(state, request, now_s, _choose_again(state, request, now_s, late=True))
+            actions += _send_again(state, request, now_s, late=True)
     return actions
 
 
@@ -238,7 +248,7 @@ def _require_room(requests: list[Coordinated], event: Requested, free: tuple[int
     """Refuse a request if such requests fill the number and the bytes that are free; what they leave of both."""
     count, size_bytes = len(requests), sum(request.size_bytes for request in requests)
     if count >= free[0] or size_bytes + len(event.payload) > free[1]:
-        raise no_room(f"{count} {what}, {size_bytes} bytes, are in flight here already")
+        raise no_room(f"{count} {what}, {show_bytes(size_bytes)}, are in flight here already")
     return free[0] - count, free[1] - size_bytes
 
 
@@ -254,11 +264,32 @@ def _choose(state: AgentState, request: Coordinated, waiting_s: Mapping[DeviceId
     )
 
 
-def _choose_again(state: AgentState, request: Coordinated, now_s: float, *, late: bool = False) -> PlanAndTime | None:
-    """A new plan. If the request is late, its own unfinished work counts as queue: its device is slow."""
+def _send_again(state: AgentState, request: Coordinated, now_s: float, *, late: bool = False) -> list[Action]:
+    """Send a request again under a new plan. If it is late, its own unfinished work counts as a queue."""
+    try:
+        _follow_revision(state, request)
+    except RequestFailed as error:
+        return _end(state, request, error, now_s)
     without = None if late else request
     waiting_s = waits_s(state, now_s, task=request.task, client=request.client, without=without)
-    return _choose(state, request, waiting_s)
+    return _dispatch(state, request, now_s, _choose(state, request, waiting_s))
+
+
+def _follow_revision(state: AgentState, request: Coordinated) -> None:
+    """Restart a request, whole, if its task is served by another revision now: no answer is made of two.
+
+    Raises:
+        RequestFailed: this revision can't take its inputs.
+    """
+    route = state.routes[request.task]
+    if request.revision == route.revision:
+        return
+    before = request.size_bytes
+    request.inputs = decode_request(*request.sent, route.inputs)
+    state.coordinated_bytes += request.size_bytes - before
+    request.payload, request.revision = inputs_digest(request.inputs), route.revision
+    request.completed, request.reports, request.first_fence = {}, {}, None
+    request.avoid, request.late, request.hung = frozenset(), set(), set()
 
 
 def _dispatch(state: AgentState, request: Coordinated, now_s: float, choice: PlanAndTime | None) -> list[Action]:
@@ -314,9 +345,11 @@ def _inputs_for(state: AgentState, request: Coordinated, plan: Plan, node: NodeN
 
 
 def _is_broken(request: Coordinated, plan: Plan, route: Route) -> bool:
-    """Whether a missing node was planned on a device that the route no longer names."""
+    """Whether a missing node was planned with a module, or on a device, that the route no longer names for it."""
     return any(
-        name not in route.nodes or planned.device not in {each.device for each in route.nodes[name].devices}
+        name not in route.nodes
+        or planned.key != route.nodes[name].key
+        or planned.device not in {each.device for each in route.nodes[name].devices}
         for name, planned in plan.nodes.items()
         if not _delivered(request, name)
     )

@@ -152,6 +152,7 @@ def _on_output(state: AgentState, event: Ran, now_s: float) -> list[Action]:
         output_bytes=size_of(output.tensors),
         attempt=message.attempt,
         cached=event.cached,
+        notes=output.notes,
     )
     given = output.tensors if event.given is None else event.given
     size_bytes = kept_bytes_of(output.tensors) + (0 if event.given is None else kept_bytes_of(given))

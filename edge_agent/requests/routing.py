@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from itertools import product
 from math import prod
+from operator import itemgetter
 
 from broker.cost_model import OUTSIDE, Graph, Link, answer_s, finish_s
 from broker.protocol.messages import Plan, Route, RouteDevice, RouteNode
@@ -62,12 +63,18 @@ def choose_plan(
     size = len(able) + sum(len(node.needs) for node in route.nodes.values())
     choices = prod(len(devices) for devices in able.values())
     if choices <= min(MAX_ENUMERATED, MAX_STEPS // size):
-        chosen = min((dict(zip(able, devices, strict=True)) for devices in product(*able.values())), key=cost)
-    elif sum(map(len, able.values())) * size <= MAX_STEPS:
+        options = (dict(zip(able, devices, strict=True)) for devices in product(*able.values()))
+        least, chosen = min(((cost(each), each) for each in options), key=itemgetter(0))
+        return _plan_of(route, chosen), least[0]
+    if sum(map(len, able.values())) * size <= MAX_STEPS:
         chosen = _greedy(able, cost)
     else:
         chosen = {name: devices[0] for name, devices in able.items()}
-    return route.plan_on({name: device.device for name, device in chosen.items()}), cost(chosen)[0]
+    return _plan_of(route, chosen), cost(chosen)[0]
+
+
+def _plan_of(route: Route, chosen: Choice) -> Plan:
+    return route.plan_on({name: device.device for name, device in chosen.items()})
 
 
 def _able(node: RouteNode, kept: DeviceId | None, avoid: frozenset[DeviceId]) -> list[RouteDevice]:

@@ -73,7 +73,8 @@ def _submit(state: AgentState, run: NodeRun, pending: PendingNode, now_s: float,
     wire = plan.wire if plan.consumers(run.node) else "float32"
     answers = run.node == plan.output
     payload = pending.message.payload
-    return Run(run, planned.key, values, pending.deadline_s, planned.use, wire, answers, payload, state.groups)
+    form = plan.answer if answers else None
+    return Run(run, planned.key, values, pending.deadline_s, planned.use, wire, answers, form, payload, state.groups)
 
 
 def drop_pending(state: AgentState, run: NodeRun) -> None:

@@ -50,6 +50,7 @@ def trace_of(request: Coordinated, route: Route | None, here: DeviceId, code: Er
         task=request.task,
         outcome=code.value if code else "answered",
         total_s=round(max(0.0, now_s - request.arrived_s), 6),
+        traceparent=request.traceparent,
         nodes=nodes,
         unfinished={name: planned.device for name, planned in plan.nodes.items() if name not in nodes} if plan else {},
     )

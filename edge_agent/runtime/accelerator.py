@@ -15,7 +15,7 @@ from typing import Literal
 
 import structlog
 
-from broker.protocol.errors import BadFile
+from broker.protocol.errors import BadFile, first_line
 
 Wanted = Literal["auto", "cpu", "cuda"]
 CUDA = "cuda"
@@ -39,7 +39,7 @@ class Accelerator:
         return CUDA_BATCH if self.device == CUDA else CPU_BATCH
 
 
-def chosen(wanted: Wanted) -> Accelerator | None:
+def chosen(wanted: Wanted, file: str = "agent") -> Accelerator | None:
     """The accelerator that the agent's file asks for; None: the CPU.
 
     Raises:
@@ -51,7 +51,7 @@ def chosen(wanted: Wanted) -> Accelerator | None:
     if not problem:
         return _cuda()
     if wanted == CUDA:
-        raise BadFile(file="agent", field="accelerator", problem=problem, fix=f"{fix}, or write accelerator: cpu")
+        raise BadFile(file=file, field="accelerator", problem=problem, fix=f"{fix}, or write accelerator: cpu")
     log.info("no_accelerator", why=problem)
     return None
 
@@ -64,12 +64,25 @@ def cuda_problem() -> tuple[str, str]:
         return f"torch {torch.__version__} is built without CUDA", "install torch's build for CUDA"
     with warnings.catch_warnings(record=True) as told:  # torch says why it sees no device
         warnings.simplefilter("always")
-        if torch.cuda.is_available():
-            return "", ""
+        is_there = torch.cuda.is_available()
+    if is_there:
+        fix = "check that nvidia-smi shows a card that is free, and that this torch is built for it"
+        return (problem, fix) if (problem := _failing()) else ("", "")
     reason = str(told[0].message).partition("\n")[0] if told else "torch sees no CUDA device"
     if "driver" in reason.lower() and "old" in reason.lower():
         return reason, f"update the NVIDIA driver for CUDA {torch.version.cuda}"
     return reason, "check that nvidia-smi shows a card, and that this process may use /dev/nvidia*"
+
+
+def _failing() -> str:
+    """The reason for which nothing can be computed on a device that is there; empty where it can."""
+    import torch  # noqa: PLC0415 - the same
+
+    try:
+        torch.ones(1, device=CUDA).add_(1).item()
+    except Exception as error:  # noqa: BLE001 - torch's errors have no base class of their own
+        return f"{torch.cuda.get_device_name(0)} can't be used: {first_line(error)}"
+    return ""
 
 
 def _cuda() -> Accelerator:

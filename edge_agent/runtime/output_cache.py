@@ -18,15 +18,17 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from broker.protocol.codec import RawInput
 from broker.protocol.errors import BadFile
 from broker.protocol.messages import DeviceProfile, OutputCacheUse
+from broker.protocol.sizes import show_sizes
 from broker.protocol.specs import ModuleKey
 from edge_agent.modules import Output, Value
+from edge_agent.modules.inputs.text_file import charset
 
 DEFAULT_SHARE = 0.02  # of a device's memory: less than the error of a module's measured bytes
 DEFAULT_MOST_BYTES = 16 * 2**20  # 2,000 embeddings; of live pictures, which don't repeat, more is wasted
@@ -39,12 +41,15 @@ Work = tuple[ModuleKey, bytes]
 
 
 def work_of(key: ModuleKey, use: str | None, values: Sequence[Value]) -> Work:
-    """The work of a node. Values are equal if their bytes, names, dtypes and shapes are; content types don't count."""
+    """The work of a node. Values are equal if their bytes, names, dtypes, shapes and encodings are.
+
+    Nothing else in a content type counts.
+    """
     forms: list[object] = [use]
     parts: list[bytes | memoryview] = []
     for value in values:
         if isinstance(value, RawInput):
-            forms.append(len(value.data))
+            forms.append([len(value.data), charset(value.content_type)])
             parts.append(value.data)
         else:
             named = sorted(value.items())
@@ -60,6 +65,7 @@ def work_of(key: ModuleKey, use: str | None, values: Sequence[Value]) -> Work:
 def size_of(output: Output) -> int:
     """About the memory of a kept output."""
     arrays = sum(int(array.nbytes) + ARRAY_BYTES + len(name) for name, array in output.tensors.items())
+    arrays += sum(map(len, output.notes))
     return OUTPUT_BYTES + arrays + (0 if output.answer is None else len(json.dumps(output.answer)))
 
 
@@ -90,7 +96,7 @@ class OutputCache:
             return None
         self._kept.move_to_end(work)
         self._hits += 1
-        return Output(found.output.tensors, None if found.answer is None else json.loads(found.answer))
+        return replace(found.output, answer=None if found.answer is None else json.loads(found.answer))
 
     def keep(self, work: Work | None, output: Output) -> None:
         """Keep what was computed, unless it is too large."""
@@ -107,7 +113,7 @@ class OutputCache:
         tensors = {name: array.copy() for name, array in output.tensors.items()}  # a view may hold a larger array
         for array in tensors.values():
             array.flags.writeable = False
-        self._kept[work] = _Kept(Output(tensors), answer, size_bytes)
+        self._kept[work] = _Kept(Output(tensors, notes=output.notes), answer, size_bytes)
         self._bytes += size_bytes
 
     def drop(self, key: ModuleKey) -> None:
@@ -132,13 +138,16 @@ class OutputCache:
             self._bytes -= known.size_bytes
 
 
-def with_cache(offered: DeviceProfile, stated: int | None, *, beside: bool) -> tuple[DeviceProfile, OutputCache]:
+def with_cache(
+    offered: DeviceProfile, stated: int | None, *, beside: bool, file: str = "agent"
+) -> tuple[DeviceProfile, OutputCache]:
     """A device's profile with the memory that its cache leaves for modules, and the cache.
 
     Args:
         offered: with all its memory.
         stated: the cache's bytes as the operator states them; None: a small slice of the memory.
         beside: modules are in a card's memory, and outputs in the machine's beside it: nothing is taken off.
+        file: the agent's, for errors.
 
     Raises:
         BadFile: the cache leaves no memory for modules.
@@ -147,7 +156,8 @@ def with_cache(offered: DeviceProfile, stated: int | None, *, beside: bool) -> t
     default_bytes = DEFAULT_MOST_BYTES if beside else min(DEFAULT_MOST_BYTES, int(memory_bytes * DEFAULT_SHARE))
     limit_bytes = default_bytes if stated is None else stated
     if not beside and limit_bytes >= memory_bytes:
-        problem = f"must be less than the {memory_bytes} bytes of `memory`, of which it is a part, got {limit_bytes}"
-        raise BadFile(file="agent", field="cache", problem=problem, fix="lower it; 0 turns the cache off")
+        memory, got = show_sizes(memory_bytes, limit_bytes)
+        problem = f"must be less than the {memory} of `memory`, of which it is a part, got {got}"
+        raise BadFile(file=file, field="cache", problem=problem, fix="lower it; 0 turns the cache off")
     left_bytes = memory_bytes if beside else memory_bytes - limit_bytes
     return offered.model_copy(update={"memory_bytes": left_bytes}), OutputCache(limit_bytes)

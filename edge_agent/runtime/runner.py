@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import structlog
@@ -21,6 +21,7 @@ import structlog
 from broker.protocol.errors import ErrorCode, RequestFailed
 from broker.protocol.tensors import Array
 from edge_agent.modules import Module, Output, Pass, Prepared, Value
+from edge_agent.modules.inputs.notes import gathered
 from edge_agent.modules.threads import limit
 from edge_agent.runtime.engines import engine
 from edge_agent.runtime.out_of_memory import is_out_of_memory
@@ -59,8 +60,8 @@ class Runner:
             RequestFailed: as the module's steps do, and ``module_failed`` for a use that it doesn't have.
         """
         chosen = _chosen(module, use)
-        prepared = chosen.steps.prepare(values)
-        return chosen.steps.answer(engine(module.engine).forward(module, chosen, prepared.arrays), prepared)
+        prepared = _prepared(chosen, values)
+        return _answered(chosen, engine(module.engine).forward(module, chosen, prepared.arrays), prepared)
 
     def placed(self, module: Module) -> Module:
         """A module that was just loaded, with its weights on the device of its engine, which no pass has to import."""
@@ -93,7 +94,7 @@ class Runner:
             before((index,))
             began_s = time.monotonic()
             try:
-                prepared[index] = chosen.steps.prepare(values), time.monotonic() - began_s
+                prepared[index] = _prepared(chosen, values), time.monotonic() - began_s
             except Exception as error:  # noqa: BLE001 - whatever a family does, the other requests go on
                 yield [Ended(index, error, time.monotonic() - began_s)]
         most = self.batch if chosen.batched else 1
@@ -137,9 +138,20 @@ def _chosen(module: Module, use: str | None) -> Pass:
     return chosen
 
 
+def _prepared(chosen: Pass, values: Sequence[Value]) -> Prepared:
+    with gathered() as notes:
+        prepared = chosen.steps.prepare(values)
+    return replace(prepared, notes=tuple(notes)) if notes else prepared
+
+
+def _answered(chosen: Pass, arrays: Mapping[str, Array], prepared: Prepared) -> Output:
+    output = chosen.steps.answer(arrays, prepared)
+    return replace(output, notes=prepared.notes) if prepared.notes else output
+
+
 def _answer(chosen: Pass, arrays: Mapping[str, Array], prepared: Prepared) -> Output | Exception:
     try:
-        return chosen.steps.answer(arrays, prepared)
+        return _answered(chosen, arrays, prepared)
     except Exception as error:  # noqa: BLE001 - the same
         return error
 

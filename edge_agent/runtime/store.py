@@ -24,11 +24,13 @@ import structlog
 from broker.process import return_freed_memory
 from broker.protocol.errors import ModuleRefused, first_line
 from broker.protocol.messages import AssignedModule, HeldModule
+from broker.protocol.sizes import show_bytes, show_sizes
 from broker.protocol.specs import ModuleKey, ModuleSpec
 from edge_agent import modules
 from edge_agent.device.calibration import Calibration, Loaded
 from edge_agent.device.measurements import averaged
 from edge_agent.modules import Module
+from edge_agent.modules.weights import digests
 from edge_agent.runtime.out_of_memory import refused_memory
 
 _log = structlog.get_logger()
@@ -50,6 +52,7 @@ class _Entry:
     error: str | None = None
     load_s: float | None = None
     compute_s: float | None = None
+    digest: str | None = None  # of its weights, if the spec states none
     uses: int = 0
     leaving: bool = False  # unloaded, but still in use or loading
     abandoned: bool = False  # its load stands still: whatever comes of it is dropped
@@ -92,11 +95,14 @@ class Store:
         """
         entry, ours = self._claim(assigned)
         if ours:
-            try:
-                loaded = self._calibration.load(assigned.spec, self._load)
-            except Exception as error:  # a loader runs the code of a family and of libraries
-                self._finish(entry, None, _reason(assigned, error))
-                raise ModuleRefused(_reason(assigned, error)) from error
+            with digests.comparing_with(assigned.first_load) as compared:
+                try:
+                    loaded = self._calibration.load(assigned.spec, self._load)
+                except Exception as error:  # a loader runs the code of a family and of libraries
+                    entry.digest = compared.found
+                    self._finish(entry, None, _reason(assigned, error))
+                    raise ModuleRefused(_reason(assigned, error)) from error
+            entry.digest = compared.found
             self._finish(entry, loaded, None)
             with _harmless():
                 if entry.state == "ready" and loaded.is_alone:
@@ -228,9 +234,10 @@ class Store:
             if self.used_bytes <= self.budget_bytes:
                 return entry, True
             entry.state = "failed"
+            needed, free, budget = show_sizes(size_bytes, self.budget_bytes - self.used_bytes, self.budget_bytes)
             entry.error = (
-                f"{assigned.module} needs {size_bytes} bytes and {self.budget_bytes - self.used_bytes} of "
-                f"{self.budget_bytes} are free: raise the device's memory, or place it elsewhere"
+                f"{assigned.module} needs {needed} and {free} of {budget} are free: raise the device's memory, or "
+                "place it elsewhere"
             )
             raise ModuleRefused(entry.error)
 
@@ -246,9 +253,10 @@ class Store:
                 free_bytes = self.budget_bytes - self.used_bytes + entry.size_bytes
                 entry.size_bytes, entry.load_s, entry.compute_s = loaded.memory_bytes, loaded.load_s, loaded.compute_s
                 if loaded.memory_bytes > free_bytes:
+                    occupied, free, budget = show_sizes(loaded.memory_bytes, free_bytes, self.budget_bytes)
                     error = (
-                        f"{entry.name} really occupies {loaded.memory_bytes} bytes and {free_bytes} of "
-                        f"{self.budget_bytes} are free: raise the device's memory, or place it elsewhere"
+                        f"{entry.name} really occupies {occupied} and {free} of {budget} are free: raise the device's "
+                        "memory, or place it elsewhere"
                     )
             entry.module = loaded.module if loaded is not None and error is None else None
             entry.error = error
@@ -278,12 +286,13 @@ def _held(entry: _Entry) -> HeldModule:
         load_s=entry.load_s,
         compute_s=entry.compute_s,
         uses=entry.uses,
+        digest=entry.digest,
     )
 
 
 def _reason(assigned: AssignedModule, error: Exception) -> str:
     if memory := refused_memory(error):
-        needed = f"{assigned.spec.memory_bytes} bytes" + memory.removeprefix("memory")
+        needed = show_bytes(assigned.spec.memory_bytes) + memory.removeprefix("memory")
         return f"{assigned.module} needs {needed}, which this device doesn't really have"
     if isinstance(error, ModuleRefused):
         return f"{assigned.module}: {error}"

@@ -1,1 +1,1 @@
-"""Which orchestrator leads: epochs, the leader's own topic, and a standby orchestrator's view of it."""
+"""The leader's side of the election: its own topic, its files and the operators' orders (``broker.leader_watch``)."""

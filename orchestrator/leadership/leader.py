@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from broker.epochs import doubt
 from broker.protocol.messages import OrchestratorState
 from orchestrator.events import Action, Event, HeartbeatReceived, Note, PublishState, Resign
-from orchestrator.leadership.epochs import doubt
 from orchestrator.leadership.orders import change_of, confirm
 from orchestrator.state import State
 
@@ -28,7 +28,13 @@ def announce_leadership(state: State) -> list[Action]:
     if state.link is None:
         return []
     change = state.orders.change if state.reconciled else state.broker_change
-    said = OrchestratorState(epoch=state.epoch, online=True, session=state.link.session, change=change)
+    said = OrchestratorState(
+        epoch=state.epoch,
+        online=True,
+        session=state.link.session,
+        change=change,
+        heartbeat_interval_s=state.cluster.heartbeat_interval_s,
+    )
     return [PublishState(said)]
 
 

@@ -6,7 +6,8 @@ means.
 
 Invariants:
 - the epoch only grows, unless its file is damaged: then it goes on from what the broker remembers;
-- the orders count only for the broker and the topic prefix that they were stored for;
+- the orders count only for the topic prefix that they were stored for: a site is its topics, wherever its broker is.
+  One that moved to another address, or lost its memory there, gets them back;
 - no file has a password.
 """
 
@@ -21,11 +22,12 @@ from pathlib import Path
 import structlog
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from broker.epochs import LARGEST_EPOCH
 from broker.protocol.errors import BadFile
-from broker.protocol.messages import Fence
-from broker.protocol.specs import DeviceId, TaskName, TaskSpec, describe
+from broker.protocol.messages import Fence, FirstLoad
+from broker.protocol.sentences import describe
+from broker.protocol.specs import DeviceId, TaskName, TaskSpec
 from broker.transport.connection import parse_url
-from orchestrator.leadership.epochs import LARGEST_EPOCH
 from orchestrator.leadership.orders import Deployed, Orders, record
 
 WRITE_EVERY_S = 0.1
@@ -50,6 +52,8 @@ class _StoredOrders(BaseModel):
     undeployed: dict[TaskName, Fence] = {}
     undrained: dict[DeviceId, Fence] = {}
     revisions: dict[TaskName, tuple[TaskSpec, ...]] = {}
+    served: dict[TaskName, TaskSpec] = {}
+    digests: dict[str, FirstLoad] = {}
 
 
 class _StoredTasks(BaseModel):
@@ -66,7 +70,7 @@ _STORED: TypeAdapter[_StoredOrders | _StoredTasks] = TypeAdapter(_StoredOrders |
 
 @dataclass(frozen=True)
 class LeaderFiles:
-    """The files in the state directory of a site, which has this broker and this prefix of topics.
+    """The files in the state directory of a site, which has this prefix of topics; its broker is there now.
 
     Raises:
         BadFile: a method can't read or write a file.
@@ -116,9 +120,12 @@ class LeaderFiles:
         except ValidationError as error:
             _set_aside(file, f"it holds no deployed tasks: {': '.join(describe(error.errors()[0]))}")
             return Orders()
-        if (str(parse_url(stored.broker)), stored.prefix) != (str(parse_url(self.broker)), self.prefix):
-            _log.warning("stored_tasks_of_another_site", file=str(file), broker=stored.broker, prefix=stored.prefix)
+        if stored.prefix != self.prefix:
+            _log.warning("stored_tasks_of_another_site", file=str(file), prefix=stored.prefix)
             return Orders()
+        if str(parse_url(stored.broker)) != str(parse_url(self.broker)):
+            hint = "if this is another site, stop, and give each site its own --site or --state-dir"
+            _log.warning("broker_moved", file=str(file), before=stored.broker, hint=hint)
         if isinstance(stored, _StoredTasks):
             tasks = {spec.task: spec for spec in stored.tasks} if stored.epoch >= last_epoch else {}
             return record(Orders(), tasks, (), epoch=0, session=None)
@@ -131,6 +138,8 @@ class LeaderFiles:
             undeployed=stored.undeployed,
             undrained=stored.undrained,
             revisions=stored.revisions,
+            served=stored.served,
+            digests=stored.digests,
         )
 
     def store_orders(self, orders: Orders) -> None:
@@ -146,6 +155,8 @@ class LeaderFiles:
             undeployed=dict(orders.undeployed),
             undrained=dict(orders.undrained),
             revisions=dict(orders.revisions),
+            served=dict(orders.served),
+            digests=dict(orders.digests),
         )
         _write_durably(self.folder / "tasks.json", stored.model_dump_json())
 

@@ -1,5 +1,7 @@
 """The operators' orders: deployed tasks, with their last revisions, and drained devices. A durable copy of them.
 
+The digests of first loads are kept beside them (``placement.first_loads`` has their rule); they have no number.
+
 The broker retains the same orders. Owns the rule that reconciles both after a new connection. Each change gets a
 number, which the leader publishes in its topic (``change``):
 
@@ -16,12 +18,12 @@ with the next number. Knows no files, topics or clock. Pure.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 
-from broker.protocol.messages import OrchestratorState
+from broker.protocol.messages import FirstLoad, OrchestratorState
 from broker.protocol.specs import MAX_TASKS, MAX_TASKS_BYTES, DeviceId, Revision, TaskName, TaskSpec
 from broker.transport.port import LinkDown, LinkUp
 from orchestrator.events import (
@@ -39,6 +41,7 @@ MAX_EARLIER_BYTES = 8 * 1024 * 1024  # of the earlier revisions of all tasks: of
 MAX_HEARD_BYTES = MAX_TASKS_BYTES + MAX_EARLIER_BYTES
 MAX_HEARD = MAX_TASKS + 1_000  # tasks that a standby keeps, also refused ones
 MAX_DRAINED = 10_000  # devices; more are ignored
+MAX_DIGESTS = 4_096  # of sources whose task files state none
 HEARD_REVISIONS = 8  # of one task that a standby keeps: the last ones, and what a client of the broker invents
 REMOVALS_KEPT = 1_000  # undeployed tasks, and devices put back in service: the newest
 LARGEST_CHANGE = 2**52 - 1  # that is accepted: half of all numbers stay for the changes after it
@@ -67,6 +70,8 @@ class Orders:
     undeployed: Mapping[TaskName, int] = field(default_factory=dict)
     undrained: Mapping[DeviceId, int] = field(default_factory=dict)
     revisions: Mapping[TaskName, tuple[TaskSpec, ...]] = field(default_factory=dict)  # the last ones, newest first
+    served: Mapping[TaskName, TaskSpec] = field(default_factory=dict)  # older specs, until the deployed ones are ready
+    digests: Mapping[str, FirstLoad] = field(default_factory=dict)  # of first loads, by ``ModuleSpec.recorded_as``
 
     @cached_property
     def specs(self) -> dict[TaskName, TaskSpec]:
@@ -143,7 +148,10 @@ def record(
     if change is None:
         change = max(orders.change + 1, min(epoch, _LARGEST_FACTOR) * _CHANGES_OF_A_TERM)
     deployed = {task: Deployed(spec, change) for task, spec in changed.items()}
-    newer = {task: last_revisions([spec], kept_revisions.get(task, ())) for task, spec in changed.items()}
+    newer = {
+        task: last_revisions([spec], kept_revisions.get(task, ()), served=orders.served.get(task))
+        for task, spec in changed.items()
+    }
     is_whole = session == orders.session and orders.confirmed >= orders.change
     return Orders(
         change=change,
@@ -154,15 +162,33 @@ def record(
         undeployed=_newest(orders.undeployed, undeployed, change, without=tasks.keys()),
         undrained=_newest(orders.undrained, undrained, change, without=drained),
         revisions=_bounded(kept_revisions | newer),
+        served=orders.served,
+        digests=orders.digests,
     )
 
 
-def last_revisions(*newest_first: Iterable[TaskSpec]) -> tuple[TaskSpec, ...]:
-    """The last revisions of a task that are kept, of these lists one after the other; each once."""
+def with_digests(orders: Orders, digests: Mapping[str, FirstLoad]) -> Orders:
+    """The orders with these digests of first loads; of too many, the oldest that no deployed task uses go."""
+    kept = {**orders.digests, **digests}
+    if kept == orders.digests:
+        return orders
+    if (beyond := len(kept) - MAX_DIGESTS) > 0:
+        used = {module.recorded_as for spec in orders.specs.values() for module in spec.modules.values()}
+        oldest = [name for name in kept if name not in digests]
+        for name in sorted(oldest, key=used.__contains__)[:beyond]:
+            del kept[name]
+    return replace(orders, digests=kept)
+
+
+def last_revisions(*newest_first: Iterable[TaskSpec], served: TaskSpec | None = None) -> tuple[TaskSpec, ...]:
+    """The last revisions of a task that are kept, of these lists one after the other, each once; and what is served."""
     specs: dict[Revision, TaskSpec] = {}
     for spec in chain.from_iterable(newest_first):
         specs.setdefault(spec.revision, spec)
-    return tuple(specs.values())[:REVISIONS_KEPT]
+    kept = [*specs.values()][:REVISIONS_KEPT]
+    if served is not None and served not in kept and len(kept) == REVISIONS_KEPT:
+        kept[-1] = served
+    return tuple(kept)
 
 
 def _bounded(revisions: dict[TaskName, tuple[TaskSpec, ...]]) -> dict[TaskName, tuple[TaskSpec, ...]]:
@@ -186,16 +212,19 @@ def reconcile(
     delivered: Delivered,
     tasks: Mapping[TaskName, TaskSpec],
     drained: Collection[DeviceId],
+    *,
+    rejected: Collection[TaskName] = (),
 ) -> Reconciled:
     """Reconcile the copy with what the broker delivered over a new link: ``tasks`` and ``drained``.
 
-    Of the tasks only those count that were delivered. An order that was given over this link is in both.
+    Of the tasks only those count that were delivered. An order that was given over this link is in both. Of the
+    ``rejected`` tasks the broker delivered a spec that isn't valid, so ``tasks`` has those of the copy.
     """
     since = min(orders.change, broker_change)
     specs = [
         deployed.spec
         for task, deployed in orders.tasks.items()
-        if deployed.change > since and _is_lost(orders, task, delivered, tasks)
+        if deployed.change > since and (task in rejected or _is_lost(orders, task, delivered, tasks))
     ]
     restored = {spec.task: spec for spec in specs}
     cleared = [
@@ -232,7 +261,7 @@ class StandbyCopy:
     drained: frozenset[DeviceId] = frozenset()
     specs: Mapping[TaskName, Mapping[Revision, TaskSpec]] = field(default_factory=dict)  # of revisions, heard likewise
     specs_bytes: int = 0
-    listed: Mapping[TaskName, Sequence[Revision]] = field(default_factory=dict)  # newest first
+    listed: Mapping[TaskName, RevisionsListed] = field(default_factory=dict)
     announced: OrchestratorState | None = None  # by the leader, and not in the copy yet
     broker_change: int = 0  # the leader's last number, heard over this link
 
@@ -252,18 +281,25 @@ class StandbyCopy:
         return StandbyCopy(self.orders, self.settle_s, from_s)
 
     def with_revisions(self, orders: Orders) -> Orders:
-        """These orders with the revisions that the leader lists and publishes; the same object if it has them.
+        """These orders with the revisions and digests that the leader tells; the same object if it has them.
 
         Of the two lists ours is the newer one if it has the newest revision of the other.
         """
-        revisions = dict(orders.revisions)
+        orders = with_digests(orders, self.orders.digests)
+        revisions, served = dict(orders.revisions), dict(orders.served)
         for task, listed in self.listed.items():
             specs, ours = self.specs.get(task, {}), orders.revisions.get(task, ())
-            heard = [specs[revision] for revision in listed if revision in specs]
+            heard = [specs[revision] for revision in listed.revisions if revision in specs]
             if heard:
                 is_ours_newer = heard[0].revision in {spec.revision for spec in ours}
                 revisions[task] = last_revisions(ours, heard) if is_ours_newer else last_revisions(heard, ours)
-        return orders if revisions == orders.revisions else replace(orders, revisions=_bounded(revisions))
+            older = next((spec for spec in (*heard, *ours) if spec.revision == listed.served), None)
+            if older is not None:
+                served[task] = older
+        served = {task: older for task, older in served.items() if _is_older(orders, task, older)}
+        if revisions == orders.revisions and served == orders.served:
+            return orders
+        return replace(orders, revisions=_bounded(revisions), served=served)
 
     def _heard(self, event: LinkUp | LinkDown | Order | OrchestratorState, now_s: float) -> StandbyCopy:
         match event:
@@ -294,7 +330,9 @@ class StandbyCopy:
         if isinstance(event, RevisionsListed):
             if event.task not in self.listed and len(self.listed) >= MAX_HEARD:
                 return self
-            return replace(self, listed={**self.listed, event.task: event.revisions[:REVISIONS_KEPT]})
+            listed = replace(event, revisions=event.revisions[:REVISIONS_KEPT], digests={})
+            orders = with_digests(self.orders, event.digests)
+            return replace(self, orders=orders, listed={**self.listed, event.task: listed})
         known = self.specs.get(event.task, {})
         specs = {name: spec for name, spec in known.items() if name != event.revision}
         if event.spec is not None:
@@ -305,8 +343,15 @@ class StandbyCopy:
         return replace(self, specs={**self.specs, event.task: specs}, specs_bytes=size_bytes)
 
     def _with_task(self, task: TaskName, spec: TaskSpec | None) -> Mapping[TaskName, TaskSpec | None]:
-        """The tasks with one more. A new one for which there is no room counts as rejected, or isn't kept."""
+        """The tasks with one more. A new one for which there is no room counts as rejected, or isn't kept.
+
+        A rejected spec leaves the one before in force.
+        """
         others = {name: known for name, known in self.tasks.items() if name != task}
+        if spec is None and (known := self.tasks.get(task)) is not None:
+            spec = known  # it stays in force
+        elif spec is None and task in self.orders.tasks:
+            spec = self.orders.tasks[task].spec
         if task not in self.orders.tasks:
             if len(others) >= MAX_HEARD:
                 return others
@@ -333,6 +378,11 @@ def _confirmed(copy: StandbyCopy, leader: OrchestratorState) -> Orders:
     )
     kept = kept if kept.change == leader.change else replace(kept, change=leader.change)
     return confirm(kept, leader.session, leader.change)
+
+
+def _is_older(orders: Orders, task: TaskName, spec: TaskSpec) -> bool:
+    """Whether a spec isn't the one of its task that was deployed last."""
+    return task in orders.tasks and orders.tasks[task].spec.revision != spec.revision
 
 
 def _is_lost(orders: Orders, task: TaskName, delivered: Delivered, tasks: Mapping[TaskName, TaskSpec]) -> bool:

@@ -79,12 +79,13 @@ class Device:
     cached: frozenset[ModuleKey] = frozenset()  # other modules whose weights are on its disk
     measured: Mapping[ModuleKey, float] = field(default_factory=dict)  # seconds of a pass, in this session
     backoffs: Mapping[ModuleKey, Backoff] = field(default_factory=dict)
-    past_sessions: Mapping[int, int] = field(default_factory=dict)  # session -> the last seq heard
+    past_sessions: Mapping[int, int] = field(default_factory=dict)  # -> the last seq heard; see `_after_low_number`
     ended_s: float = -math.inf  # when its will or goodbye came
     before_will: Device | None = None  # the device as it was then
     drained: bool = False  # by an operator
     tasks: tuple[TaskName, ...] | None = None  # those that it may serve; None: all
     availability: Availability = "always"
+    heartbeat_interval_s: float | None = None  # by its birth; None: the one that the orchestrator expects
     ignores_unknown: bool = False  # whether it ignores fields that it doesn't know: its birth has ``about``
     flaps: FlapRecord = field(default_factory=FlapRecord)
     timeout_reports: TimeoutReports = field(default_factory=dict)
@@ -134,6 +135,8 @@ class Device:
     @property
     def doubt(self) -> str | None:
         """The reason why a living device should get no module that another can take; None if it is fit."""
+        if self.fitness == Fitness.FIT:
+            return None
         if self.fitness == Fitness.DOUBTFUL:
             return "its heartbeats are late" if self.health == "suspect" else self.flaps.why
         return {Fitness.DRAINING: "it is being drained", Fitness.UNRESPONSIVE: "calls to it time out"}.get(self.fitness)
@@ -217,6 +220,7 @@ def on_state(known: Device | None, name: DeviceId, message: DeviceState, now_s: 
         return known
     given = message if known is None or message.profile else known
     limits: dict[str, Any] = {"tasks": given.tasks, "availability": given.availability}
+    limits["heartbeat_interval_s"] = given.heartbeat_interval_s
     if message.profile is not None:
         limits["ignores_unknown"] = message.about is not None
     if known is None:
@@ -282,7 +286,8 @@ def on_heartbeat(
 ) -> Device | None:
     """The device after its heartbeat; the same object if the heartbeat is old or of an outdated session.
 
-    ``room`` is how many entries more may be kept of it. It keeps as many as before in any case.
+    ``interval_s`` counts if its birth has none. ``room`` is how many entries more may be kept of it. It keeps as many
+    as before in any case.
     """
     if known is None:
         return None
@@ -290,8 +295,12 @@ def on_heartbeat(
         if known.alive or message.seq <= known.past_sessions.get(message.session, _ENDED):
             return known
         known = _with_new_session(known, message.session, "online", known.profile, now_s)
-    if known.status == "offline" or message.seq <= known.seq:
+    if known.status == "offline":
         return known
+    if message.seq <= known.seq:
+        known, goes_on = _after_low_number(known, message.seq)
+        if not goes_on:
+            return known
     is_first = known.seq < 0  # of its session: it replaces all that was known of the one before
     most = max(MIN_ENTRIES, len(known.modules) + len(known.cached), room // 2)  # a measured one is kept twice
     modules = _first(message.modules, min(MAX_MODULES, most))
@@ -311,7 +320,7 @@ def on_heartbeat(
         cached=frozenset(cached.keys() - modules.keys()),
         measured={**earlier, **measured},
         alone=message.alone,
-        flaps=known.flaps.on_heartbeat(now_s, interval_s),
+        flaps=known.flaps.on_heartbeat(now_s, known.heartbeat_interval_s or interval_s),
     )
     failed, known_failed = after.failed, known.failed
     backoffs = {
@@ -324,7 +333,33 @@ def on_heartbeat(
         wait_s = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(failures - 1, _DOUBLINGS))
         backoffs[key] = Backoff(failed[key], failures, now_s + wait_s)
     backoffs = _most_important(backoffs, MAX_MODULES)
-    return after if backoffs == after.backoffs else replace(after, backoffs=backoffs)
+    after = after if backoffs == after.backoffs else replace(after, backoffs=backoffs)
+    return _with_known_spec(known, after)
+
+
+def _with_known_spec(known: Device, after: Device) -> Device:
+    """The device with the spec that planning has had made of it before, as far as that is still the same.
+
+    Each plan asks for the specs of all devices: to make those of 3,000 again takes 80 ms (measured on 2026-11-27).
+    """
+    if "spec" in vars(known) and (after.measured, after.offered) == (known.measured, known.offered):
+        vars(after)["spec"] = known.spec
+    return after
+
+
+def _after_low_number(known: Device, seq: int) -> tuple[Device, bool]:
+    """The device after a heartbeat of its session with a lower number than the last one, and whether it counts.
+
+    A repeated heartbeat proves nothing. But if the session is dead, and two come whose numbers grow, then the highest
+    number was another client's.
+    """
+    if known.health != "dead":
+        return known, False
+    last = known.past_sessions.get(known.session)
+    others = {session: at for session, at in known.past_sessions.items() if session != known.session}
+    if last is None or seq <= last:
+        return replace(known, past_sessions={**others, known.session: seq}), False
+    return replace(known, past_sessions=others), True
 
 
 def _most_important(backoffs: dict[ModuleKey, Backoff], most: int) -> dict[ModuleKey, Backoff]:

@@ -12,6 +12,7 @@ Invariants:
 - if most devices fall silent at once, the likely cause is the network: they get more time. A device on probation counts
   for nothing there, nor does one that sent no heartbeat: what a few ids do again and again delays no other's death.
   Nor do devices that are on only sometimes; and their end puts them on no probation;
+- a device's own heartbeat interval counts, if its birth has one: it says how often its heartbeats must come;
 - an event that changes one device costs the same, however many there are; all are examined only when one may be due.
 """
 
@@ -20,11 +21,20 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from broker.protocol.messages import DeviceState, Heartbeat
 from broker.protocol.specs import DeviceId, ModuleKey
 from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
-from orchestrator.events import DeviceStateReceived, DrainReceived, HeartbeatReceived, MembershipEvent, Overslept, Tick
+from orchestrator.events import (
+    DeviceStateReceived,
+    DrainReceived,
+    ForgetReceived,
+    HeartbeatReceived,
+    MembershipEvent,
+    Overslept,
+    Tick,
+)
 from orchestrator.leadership.orders import MAX_DRAINED
 from orchestrator.membership import device as one_device
 from orchestrator.membership.device import WILLS_S, Device, Fitness
@@ -59,7 +69,7 @@ class MassDeparture:
 class Cluster:
     """All devices heard of since the start."""
 
-    heartbeat_interval_s: float
+    heartbeat_interval_s: float  # of devices that don't say theirs
     own_interval_s: float = 1.0  # between the orchestrator's own heartbeats
     devices: PersistentMap[Device] = field(default_factory=PersistentMap)
     living: int = 0  # how many devices are alive, of those that are always on
@@ -76,9 +86,17 @@ class Cluster:
     mass_departure: MassDeparture | None = None
     echo_s: float | None = None  # when the orchestrator's own heartbeat last came back over this link
 
-    def alive(self) -> list[Device]:
+    def interval_s(self, device: Device) -> float:
+        """The seconds between two heartbeats of a device."""
+        return device.heartbeat_interval_s or self.heartbeat_interval_s
+
+    def alive(self) -> Sequence[Device]:
         """The devices to which requests may go, by id."""
-        return [device for _, device in sorted(self.devices.items()) if device.alive]
+        return self._alive
+
+    @cached_property
+    def _alive(self) -> tuple[Device, ...]:
+        return tuple(device for _, device in sorted(self.devices.items()) if device.alive)
 
     def with_devices(self, *devices: Device | None) -> Cluster:
         """The cluster with these devices; the same object if nothing changed."""
@@ -167,12 +185,7 @@ def next_deadline_s(cluster: Cluster) -> float | None:
 def _apply_event(cluster: Cluster, event: MembershipEvent, now_s: float) -> Cluster:
     match event:
         case DeviceStateReceived(name, message):
-            if message.status == "offline" and cluster.awaiting_first_heartbeat.get(name) == message.session:
-                return replace(cluster, tentative_wills=cluster.tentative_wills | {name})
-            known = cluster.devices.get(name)
-            after = one_device.on_state(known, name, message, now_s)
-            if _has_room(cluster, known, after):
-                cluster = cluster.with_devices(after)
+            cluster = _on_state(cluster, name, message, now_s)
         case HeartbeatReceived(name, message):
             known = cluster.devices.get(name)
             room = MAX_ENTRIES - cluster.entries
@@ -182,6 +195,8 @@ def _apply_event(cluster: Cluster, event: MembershipEvent, now_s: float) -> Clus
                 cluster = _on_suspicions(cluster, name, message, now_s)
         case DrainReceived(name, drain):
             cluster = _on_drain(cluster, name, drain=drain)
+        case ForgetReceived(name):
+            cluster = _on_forget(cluster, name)
         case LinkUp():
             # Drains come again with the link, from the broker's memory or from ours (``publish``).
             sessions = _last_sessions(cluster)
@@ -192,6 +207,20 @@ def _apply_event(cluster: Cluster, event: MembershipEvent, now_s: float) -> Clus
         case Overslept():
             cluster = _reset_timers(cluster, now_s)
     return cluster
+
+
+def _on_state(cluster: Cluster, name: DeviceId, message: DeviceState, now_s: float) -> Cluster:
+    if message.status == "offline" and cluster.awaiting_first_heartbeat.get(name) == message.session:
+        return replace(cluster, tentative_wills=cluster.tentative_wills | {name})
+    known = cluster.devices.get(name)
+    after = one_device.on_state(known, name, message, now_s)
+    return cluster.with_devices(after) if _has_room(cluster, known, after) else cluster
+
+
+def _on_forget(cluster: Cluster, name: DeviceId) -> Cluster:
+    """The cluster without a device that is gone, and without its drain; one that is watched stays."""
+    known = cluster.devices.get(name)
+    return cluster if known is not None and known.watched else _on_drain(_without(cluster, [name]), name, drain=False)
 
 
 def _on_drain(cluster: Cluster, name: DeviceId, *, drain: bool) -> Cluster:
@@ -262,7 +291,7 @@ def _on_suspicions(cluster: Cluster, by: DeviceId, message: Heartbeat, now_s: fl
 
 def _update_records(before: Cluster, after: Cluster, changed: Sequence[DeviceId], now_s: float) -> Cluster:
     """The cluster with the deaths, returns and gaps that this event brought, and with the drained devices marked."""
-    just_up = now_s - after.up_s < DEAD_AFTER_INTERVALS * after.heartbeat_interval_s  # a broker's end kills no device
+    up_for_s = now_s - after.up_s
     redrained = () if after.drained is before.drained else sorted(after.drained ^ before.drained)
     marked: list[Device] = []
     for name in (*changed, *redrained):
@@ -271,8 +300,9 @@ def _update_records(before: Cluster, after: Cluster, changed: Sequence[DeviceId]
             continue
         flaps = device.flaps
         if known is not None:
+            just_up = up_for_s < DEAD_AFTER_INTERVALS * after.interval_s(device)  # a broker's end kills no device
             died = known.alive and not device.alive and not just_up and name not in before.awaiting_first_heartbeat
-            if died and device.always_on:
+            if died and device.always_on and not known.drained:  # an operator took it out of service first
                 flaps = flaps.on_death(now_s)
             if not known.alive and device.alive and after.listening:
                 flaps = flaps.on_return(now_s)
@@ -328,10 +358,12 @@ def _reset_timers(cluster: Cluster, now_s: float) -> Cluster:
 
 def _give_silent_devices_time(cluster: Cluster, now_s: float) -> Cluster:
     """The cluster after a mass silence has just ended: the devices that are still silent have time to be heard."""
-    earliest_s = now_s - (DEAD_AFTER_INTERVALS - AFTER_MASS_SILENCE_INTERVALS) * cluster.heartbeat_interval_s
+    silent = DEAD_AFTER_INTERVALS - AFTER_MASS_SILENCE_INTERVALS
     return cluster.with_devices(
         *(
-            replace(device, heard_s=max(device.heard_s, earliest_s), timeout_reports={})
+            replace(
+                device, heard_s=max(device.heard_s, now_s - silent * cluster.interval_s(device)), timeout_reports={}
+            )
             for device in cluster.devices.values()
             if device.watched and device.health == "suspect"
         )
@@ -386,7 +418,7 @@ def _silence_counts_at_s(cluster: Cluster, device: Device, *, most_silent: bool)
     else:
         intervals = SUSPECTED_DEAD_AFTER_INTERVALS if device.is_accused else DEAD_AFTER_INTERVALS
     reconnects_s = RECONNECT_S if device.id in cluster.awaiting_first_heartbeat else 0.0
-    return device.heard_s + reconnects_s + intervals * cluster.heartbeat_interval_s
+    return device.heard_s + reconnects_s + intervals * cluster.interval_s(device)
 
 
 def _examine_devices(cluster: Cluster, now_s: float) -> Cluster:
@@ -401,14 +433,21 @@ def _examine_devices(cluster: Cluster, now_s: float) -> Cluster:
     absent = sorted((_forgotten_at_s(device), device.id) for device in cluster.devices.values() if not device.watched)
     beyond = len(absent) - MAX_ABSENT
     forgotten = [name for rank, (due_s, name) in enumerate(absent) if rank < beyond or now_s >= due_s]
-    if forgotten:
-        reported = cluster.reported.difference(forgotten)
-        entries = cluster.entries - _entries(cluster.devices[name] for name in forgotten)
-        devices = cluster.devices.without(forgotten)
-        cluster = replace(cluster, devices=devices, reported=reported, entries=entries)
+    cluster = _without(cluster, forgotten)
     most_silent = _most_are_silent(cluster)
     due = (_changes_at_s(cluster, device, most_silent=most_silent) for device in cluster.devices.values())
     return replace(cluster, examine_at_s=min(due, default=math.inf))
+
+
+def _without(cluster: Cluster, names: Sequence[DeviceId]) -> Cluster:
+    """The cluster without these devices, as far as it knows them; none of them is alive."""
+    forgotten = [name for name in names if name in cluster.devices]
+    if not forgotten:
+        return cluster
+    reported = cluster.reported.difference(forgotten)
+    entries = cluster.entries - _entries(cluster.devices[name] for name in forgotten)
+    devices = cluster.devices.without(forgotten)
+    return replace(cluster, devices=devices, reported=reported, entries=entries)
 
 
 def _examine(cluster: Cluster, device: Device, now_s: float) -> Device:

@@ -8,8 +8,9 @@ that two deaths stand against is refused for ``REFUSED_S``.
 Invariants:
 - only deaths that this orchestrator saw itself count, each once against a payload, whatever devices say of them;
 - a death stands against a payload if the device had it alone and another device had died before, or if the device
-  says so when it is back. It stands no more if the device comes back and says that it didn't crash of it, or if its
-  machine was switched off meanwhile: an honest request isn't condemned for a power cut;
+  says so when it is back. It stands no more if the device comes back and says that it didn't crash of it, if its
+  machine was switched off meanwhile, or if the same session goes on, which was only silent: an honest request isn't
+  condemned for a power cut;
 - what is kept is bounded in number, and forgotten.
 """
 
@@ -91,7 +92,10 @@ def on_devices(
         return quarantine
     for name in after.devices.differences(before.devices):
         known, device = before.devices.get(name), after.devices.get(name)
-        has_died = known is not None and known.alive and (device is None or not device.alive)
+        if device is not None and device.alive:
+            quarantine = _on_life(quarantine, (name, device.session))
+            continue
+        has_died = known is not None and known.alive
         if known is not None and has_died and name in assignments and assignments[name].modules:
             quarantine = _on_death(quarantine, known, now_s)
     return quarantine
@@ -176,6 +180,18 @@ def _on_death(quarantine: Quarantine, device: Device, now_s: float) -> Quarantin
         return quarantine
     first = max(before, key=lambda other: before[other])
     return _stand_against(quarantine, device.alone.payload, {first: before[first], death: now_s}, now_s)
+
+
+def _on_life(quarantine: Quarantine, death: Death) -> Quarantine:
+    """The same without the death of a session that goes on."""
+    if death not in quarantine.deaths:
+        return quarantine
+    deaths = {other: at_s for other, at_s in quarantine.deaths.items() if other != death}
+    quarantine = replace(quarantine, deaths=deaths)
+    for payload, standing in quarantine.against.items():
+        if death in standing:
+            quarantine = _without(quarantine, payload, death)
+    return quarantine
 
 
 def _stand_against(quarantine: Quarantine, payload: Payload, deaths: Mapping[Death, float], now_s: float) -> Quarantine:

@@ -17,7 +17,9 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from broker.protocol.codec import MAX_MESSAGE_BYTES
+from broker.message_sizes import why_too_large
+from broker.protocol.sentences import describe
+from broker.protocol.sizes import show_sizes
 from broker.protocol.specs import (
     MAX_TASKS,
     MAX_TASKS_BYTES,
@@ -26,15 +28,16 @@ from broker.protocol.specs import (
     ModuleSpec,
     TaskName,
     TaskSpec,
-    describe,
 )
+from orchestrator.membership.deadly_loads import ENOUGH
 from orchestrator.membership.device import Device, Fitness
-from orchestrator.placement.routes import build_route, why_too_large
-from orchestrator.planner.explain import listed
+from orchestrator.placement.routes import build_route
+from orchestrator.planner.explain import FAILED, listed
 from orchestrator.planner.placement import Bars
 from orchestrator.state import State
 
 MAX_REFUSALS = 3  # one device may be odd and two may be short of memory; beyond that the module or its spec is wrong
+_COVERED = ("prepare", "labels")  # what the task file says of an ONNX file; a stated digest covers it
 _RETRY = "remove the cause; they are tried again after a while"
 
 
@@ -43,6 +46,21 @@ class Described(NamedTuple):
 
     task: TaskName
     fields: Mapping[str, object]
+
+
+def upcoming_name(spec: TaskSpec) -> TaskName:
+    """The name by which a planner knows a spec that isn't served yet. No deployed task can have such a name."""
+    return f"{spec.task}@{spec.revision}"
+
+
+def is_upcoming(name: TaskName) -> bool:
+    """Whether this is the name of a spec that isn't served yet."""
+    return "@" in name
+
+
+def is_revision_of(name: TaskName, task: TaskName) -> bool:
+    """Whether this is the name of an upcoming spec of a task."""
+    return name.startswith(f"{task}@")
 
 
 Disputed = Mapping[tuple[ModuleKey, str], Described]
@@ -65,23 +83,29 @@ def why_too_many(state: State, spec: TaskSpec) -> str | None:
         return f"{len(others)} tasks are deployed, the most that a site may have; undeploy one"
     size_bytes = sum(known.size_bytes for known in others)
     if size_bytes + spec.size_bytes > MAX_TASKS_BYTES:
+        own, others_together, most = show_sizes(spec.size_bytes, size_bytes, MAX_TASKS_BYTES)
         return (
-            f"its spec has {spec.size_bytes} bytes, those of the other tasks {size_bytes}, and together they may have "
-            f"{MAX_TASKS_BYTES}; make it smaller, or undeploy a task"
+            f"its spec has {own}, those of the other tasks {others_together}, and together they may have {most}; make "
+            "it smaller, or undeploy a task"
         )
     return None
 
 
 def why_unservable(state: State, task: TaskSpec, refusals: Bars, disputed: Disputed) -> str | None:
     """The reason why this task can't be served now, wherever its modules are placed; None if it may be."""
-    return _contradiction(task, disputed) or _oversize(state, task) or _refusals(state, task, refusals)
+    return (
+        _contradiction(task, disputed)
+        or _oversize(state, task)
+        or _deadly_load(state, task)
+        or _refusals(state, task, refusals)
+    )
 
 
-def disputed_modules(state: State) -> Disputed:
+def disputed_modules(tasks: Iterable[TaskSpec]) -> Disputed:
     """The modules, and variants of modules, that tasks describe differently, as the first of these tasks has them."""
     first: dict[tuple[ModuleKey, str], Described] = {}
     disputed: dict[tuple[ModuleKey, str], Described] = {}
-    for task in state.tasks.values():
+    for task in tasks:
         for module in task.modules.values():
             for engine, fields in _described(module).items():
                 known = first.setdefault((module.key, engine), Described(task.task, fields))
@@ -92,7 +116,7 @@ def disputed_modules(state: State) -> Disputed:
 
 def _described(module: ModuleSpec) -> dict[str, Mapping[str, object]]:
     """The fields that must be equal in all tasks: of the module, and of each variant, by its engine."""
-    own = {"family": module.family, "memory_bytes": module.memory_bytes}
+    own = {name: getattr(module, name) for name in ("family", "memory_bytes", *_COVERED)}
     return {"": own, **{variant.engine: dict(variant) for variant in module.variants}}
 
 
@@ -107,7 +131,7 @@ def refusals_of(devices: Iterable[Device]) -> Bars:
     for device in devices:
         for key, error in device.barred.items() if device.backoffs else ():
             if key in device.backoffs and device.backoffs[key].assigned:
-                found.setdefault(key, {})[device.id] = f"it failed there: {error}"
+                found.setdefault(key, {})[device.id] = f"{FAILED}: {error}"
     return found
 
 
@@ -129,6 +153,19 @@ def _refusals(state: State, task: TaskSpec, refusals: Bars) -> str | None:
     return None
 
 
+def _deadly_load(state: State, task: TaskSpec) -> str | None:
+    """The module whose loads ended so many processes that no other device may try it, and that none has ready."""
+    for name, module in task.modules.items() if state.load_deaths else ():
+        deaths = state.load_deaths.get(module.key, {})
+        if len(deaths) < ENOUGH or any(device.serves(module.key) for device in state.cluster.alive()):
+            continue
+        return (
+            f"{len(deaths)} devices died while they loaded {name} ({', '.join(sorted(deaths))}), and no other tries it "
+            "now: check its weights and its memory_bytes; it is tried again after ten minutes"
+        )
+    return None
+
+
 def _contradiction(task: TaskSpec, disputed: Disputed) -> str | None:
     """Which earlier task describes a shared module differently: the module can be loaded only one way."""
     for name, module in task.modules.items() if disputed else ():
@@ -138,6 +175,19 @@ def _contradiction(task: TaskSpec, disputed: Disputed) -> str | None:
             for field_name, theirs in first.fields.items():
                 if (ours := fields[field_name]) != theirs:
                     whose = f"{name}'s {engine} variant" if engine else name
+                    if field_name in _COVERED:
+                        is_older = is_revision_of(task.task, first.task)
+                        where = "the revision that is served" if is_older else f"the task {first.task}, deployed first"
+                        return (
+                            f"{whose} has another {field_name} here than in {where}, for the same digest, which covers "
+                            "it: remove digest, or write the new one, which the agent's log has after a load without it"
+                        )
+                    if is_revision_of(task.task, first.task):
+                        return (
+                            f"{whose} has {field_name} {ours} here and {theirs} in the revision that is served, for "
+                            "the same weights: if these changed, state a digest or a source revision; else deploy with "
+                            "--replace"
+                        )
                     return (
                         f"{whose} has {field_name} {ours} here and {theirs} in the task {first.task}, deployed first, "
                         "for the same weights: correct one of the two files"
@@ -146,8 +196,7 @@ def _contradiction(task: TaskSpec, disputed: Disputed) -> str | None:
 
 
 def _oversize(state: State, task: TaskSpec) -> str | None:
-    broker_bytes = state.link.max_packet_bytes if state.link else None
     try:
-        return why_too_large(task, min(MAX_MESSAGE_BYTES, broker_bytes or MAX_MESSAGE_BYTES))
+        return why_too_large(task, state.link.max_packet_bytes if state.link else None)
     except (ValueError, ArithmeticError) as error:
         return f"its sizes can't be computed: {describe_error(error)}; correct its spec"

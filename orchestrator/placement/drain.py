@@ -5,6 +5,7 @@ round of moves; ``reconcile`` lets standbys take over, and gives a draining devi
 
 Invariants:
 - a draining device serves until another copy is ready: no request fails because of a drain;
+- a module moves to a device on probation, or whose heartbeats are late, only where no fit one can take it;
 - a module moves only where it fits beside all active copies; otherwise it stays, with the reason, and is tried again
   when the facts change and every ``Pace.review_s``;
 - a drain ends a round of planned moves.
@@ -21,6 +22,7 @@ from orchestrator.membership.device import Fitness
 from orchestrator.placement import planner_input, planning
 from orchestrator.placement.rebalance import begin_moves, finish_moves
 from orchestrator.placement.reconcile import take_over
+from orchestrator.planner.copies import Bars, original_key
 from orchestrator.planner.plans import DrainPlan, DrainProblem
 from orchestrator.state import DrainAttempt, Moment, State
 
@@ -81,6 +83,28 @@ def _begin(state: State, moment: Moment) -> tuple[State, list[Action]]:
     return blocked, (notes if last is None or last.stays != stays else [])
 
 
+def waits_for(state: State, device: DeviceId) -> str | None:
+    """The step that the drain of a device waits for now; None if it waits for nothing, or can't go on (``stays``)."""
+    moves = state.placement.moves
+    loading: dict[DeviceId, list[str]] = {}
+    for key, goal in moves.to.items() if moves is not None and moves.drains else ():
+        known = state.cluster.devices.get(goal)
+        if moves is not None and moves.origin[key] == device and known and not known.ready(original_key(key)):
+            loading.setdefault(goal, []).append(state.placement.name(key))
+    if loading:
+        return ", and ".join(
+            f"{goal}{_doubt_of(state, goal)} loads {', '.join(names)}" for goal, names in sorted(loading.items())
+        )
+    if device in state.placement.where.values():
+        return "the planner looks for other places" if state.planning and state.planning.kind == "drain" else None
+    known = state.cluster.devices.get(device)
+    return "it unloads what it holds" if known is not None and known.modules else None
+
+
+def _doubt_of(state: State, device: DeviceId) -> str:
+    return ", which is on probation," if state.cluster.devices[device].flaps.heartbeats_owed else ""
+
+
 def _problem(state: State, leaving: Mapping[ModuleKey, DeviceId]) -> DrainProblem:
     placement, facts = state.placement, state.placement.facts
     specs = planner_input.candidate_specs(state, facts)
@@ -89,10 +113,21 @@ def _problem(state: State, leaving: Mapping[ModuleKey, DeviceId]) -> DrainProble
         devices=tuple(spec for name, spec in specs.items() if not planner_input.is_draining(state, name)),
         tasks=tuple(tasks),
         at_hand=planner_input.copies_at_hand(state),
-        barred=planner_input.placement_constraints(state, facts),
+        barred=_bars(state, leaving, least=Fitness.FIT),
         leaving=leaving,
         where=placement.where,
         actives=placement.actives,
         further=placement.further,
-        waived=planner_input.placement_constraints(state, facts, only_drained=True),
+        waived=_bars(state, leaving, least=Fitness.DOUBTFUL),
     )
+
+
+def _bars(state: State, leaving: Mapping[ModuleKey, DeviceId], *, least: Fitness) -> Bars:
+    """The constraints, in which no module leaves for a device to which calls time out, though it may have a standby."""
+    facts = state.placement.facts
+    bars = {key: dict(bars) for key, bars in planner_input.placement_constraints(state, facts, least=least).items()}
+    for name, why in facts.doubts.items():
+        if (device := state.cluster.devices.get(name)) is not None and device.fitness == Fitness.UNRESPONSIVE:
+            for key in leaving:
+                bars.setdefault(original_key(key), {})[name] = why
+    return bars

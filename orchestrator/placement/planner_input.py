@@ -13,11 +13,13 @@ Invariants:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from broker.cost_model import runnable
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleSpec, TaskSpec
-from orchestrator.membership.device import Device
+from orchestrator.membership.deadly_loads import ENOUGH
+from orchestrator.membership.device import Device, Fitness
+from orchestrator.placement import revisions
 from orchestrator.placement.deployability import disputed_modules, refusals_of, refused_too_often, why_unservable
 from orchestrator.planner.copies import copy_key, original_key, with_further_copies
 from orchestrator.planner.placement import AtHand, Bars, distinct_modules
@@ -34,7 +36,14 @@ def facts_of(state: State) -> Facts:
     for device in alive:
         for key, error in device.barred.items():
             barred.setdefault(key, {})[device.id] = f"it failed there: {error}"
-    tasks, disputed, refusals = state.tasks.values(), disputed_modules(state), refusals_of(alive)
+        for key, deaths in state.load_deaths.items():
+            if len(deaths) >= ENOUGH and not device.ready(key):
+                others = " and ".join(sorted(deaths)[:ENOUGH])
+                barred.setdefault(key, {})[device.id] = f"{others} died while they loaded it"
+            elif device.id in deaths and not device.ready(key):
+                barred.setdefault(key, {})[device.id] = "it died while it loaded it"
+    tasks = revisions.tasks_to_place(state)
+    disputed, refusals = disputed_modules(tasks), refusals_of(alive)
     reasons = {t.task: why for t in tasks if (why := why_unservable(state, t, refusals, disputed)) is not None}
     served = tuple(task for task in tasks if task.task not in reasons)
     return Facts(
@@ -59,7 +68,9 @@ def rest_stays(before: State, state: State) -> bool:
     """Whether all is the same object that the facts, and what is asked of the planner, follow from, but for devices."""
     return (
         before.tasks is state.tasks
+        and before.served is state.served
         and before.footprints is state.footprints
+        and before.load_deaths is state.load_deaths
         and before.link is state.link
         and before.planning is state.planning
         and before.placement.where is state.placement.where
@@ -77,18 +88,18 @@ def same_facts(then: Device, now: Device) -> bool:
 
 
 def placement_constraints(
-    state: State, facts: Facts, *more: Mapping[ModuleKey, DeviceId], only_drained: bool = False
+    state: State, facts: Facts, *more: Mapping[ModuleKey, DeviceId], least: Fitness = Fitness.FIT
 ) -> Bars:
-    """The devices that each module must not be placed on: where it failed, and doubtful ones that don't have it yet.
+    """The devices that each module must not be placed on: where it failed, and those below ``least`` that lack it.
 
     A draining device keeps what only it serves; other doubtful devices keep all that they were assigned, and the
-    modules that ``more`` places there. With ``only_drained`` other doubts are ignored, because nothing else fits.
+    modules that ``more`` places there. Where nothing else fits, a lower fitness is enough.
     """
     bars: dict[ModuleKey, dict[DeviceId, str]] = {key: dict(refusals) for key, refusals in facts.barred.items()}
     keys = {module.key for task in facts.tasks for module in task.modules.values()}
     for name, why in facts.doubts.items():
-        draining = is_draining(state, name)
-        if only_drained and not draining:
+        draining, device = is_draining(state, name), state.cluster.devices.get(name)
+        if not draining and device is not None and device.fitness >= least:
             continue
         homes = [item for homes in (state.placement.where, *more) for item in homes.items()]
         stays = {original_key(key) for key, home in homes if home == name}
@@ -105,9 +116,9 @@ def is_draining(state: State, name: DeviceId) -> bool:
     return device is not None and device.draining
 
 
-def spare_constraints(state: State, facts: Facts, where: Mapping[ModuleKey, DeviceId]) -> Bars:
+def spare_constraints(state: State, facts: Facts, *where: Mapping[ModuleKey, DeviceId]) -> Bars:
     """As ``placement_constraints``; a module that was refused too often gets no further copies at all."""
-    bars: dict[ModuleKey, Mapping[DeviceId, str]] = dict(placement_constraints(state, facts, where))
+    bars: dict[ModuleKey, Mapping[DeviceId, str]] = dict(placement_constraints(state, facts, *where))
     for key in refused_too_often(refusals_of(state.cluster.alive())):
         others = {name: "" for name, _ in facts.candidates if key not in state.placement.roles.get(name, {})}
         bars[key] = {**others, **bars.get(key, {})}
@@ -140,8 +151,9 @@ def updated_footprints(state: State, name: DeviceId) -> Mapping[ModuleKey, int]:
 
 def candidate_specs(state: State, facts: Facts) -> dict[DeviceId, DeviceSpec]:
     """The candidates as planning sees them."""
-    devices = state.cluster.devices
-    return {name: devices[name].spec for name, _ in facts.candidates if name in devices}
+    devices = dict(state.cluster.devices.items())  # one search for each would take longer than all else here
+    specs = [device.spec for name, _ in facts.candidates if (device := devices.get(name)) is not None]
+    return {spec.id: spec for spec in revisions.allow_upcoming(specs, facts.tasks)}
 
 
 def with_measured_footprints(tasks: Sequence[TaskSpec], footprints: Mapping[ModuleKey, int]) -> list[TaskSpec]:
@@ -211,9 +223,10 @@ def fits(state: State, facts: Facts, homes: Mapping[ModuleKey, Sequence[DeviceId
     return all(size_bytes >= 0 for size_bytes in free.values())
 
 
-def copies_at_hand(state: State) -> AtHand:
-    """The devices that have a module's weights in memory or on their disk, or are loading them."""
-    return _by_module((device.id, (*_present(device), *device.cached)) for device in state.cluster.alive())
+def copies_at_hand(state: State, only: Collection[DeviceId] | None = None) -> AtHand:
+    """The devices, of all or of these, that have a module's weights in memory or on their disk, or are loading them."""
+    near = [device for device in state.cluster.alive() if only is None or device.id in only]
+    return _by_module((device.id, (*_present(device), *device.cached)) for device in near)
 
 
 def existing_copies(state: State) -> AtHand:

@@ -92,9 +92,10 @@ def _are_allowed(state: State, facts: Facts, plan: PlacementPlan, where: Mapping
     """Whether every task may run where its modules are, and no device has two copies of a module."""
     if len({(original_key(key), home) for key, home in where.items()}) < len(where):
         return False
+    specs = planner_input.candidate_specs(state, facts)
     for task in with_further_copies([task for task in facts.tasks if task.task not in plan.refused], plan.further):
         homes = {where[key] for node in task.nodes if (key := task.module_of(node).key) in where}
-        if not all(may_run(task, state.cluster.devices[home].spec) for home in homes):
+        if not all(may_run(task, specs[home]) for home in homes):
             return False
     return True
 

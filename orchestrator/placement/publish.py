@@ -21,10 +21,13 @@ from dataclasses import replace
 from broker.protocol.messages import AssignedModule, Assignment, Route
 from broker.protocol.specs import DeviceId, ModuleKey, ModuleSpec, TaskName
 from broker.protocol.topics import DEVICE_ASSIGNMENT, TASK_ROUTE
+from broker.transport.port import SHARED
 from orchestrator import events
 from orchestrator.events import Action, Event, HeartbeatReceived
 from orchestrator.membership.device import Device, is_like
 from orchestrator.placement.deployability import describe_error
+from orchestrator.placement.first_loads import first_load
+from orchestrator.placement.revisions import served_spec
 from orchestrator.placement.routes import backup_coordinators, build_route, has_drifted, same_route, unavailable_route
 from orchestrator.planner.modules import with_variants
 from orchestrator.state import CurrentPlacement, Moment, Role, State
@@ -111,6 +114,7 @@ def publish_assignments(state: State, moment: Moment) -> tuple[State, list[Actio
                 role=role,
                 why=_why(placement, key, device, role),
                 revision=revision,
+                first_load=first_load(state, spec),
             )
             for key, (spec, role, revision) in sorted(
                 wanted.items(), key=lambda item: (item[1][1], -len(placement.users[item[0]]))
@@ -180,9 +184,12 @@ def _route_stays(state: State, moment: Moment, task: TaskName) -> bool:
     before = moment.before
     if before is None or before.tasks.get(task) is not state.tasks.get(task):
         return False
-    spec, now, then = state.tasks.get(task), state.placement, before.placement
-    if spec is None:
+    if before.served.get(task) is not state.served.get(task) or _waits_for_its_plan(state, before, task):
+        return False
+    if task not in state.tasks:
         return before.invalid.get(task) == state.invalid[task]
+    now, then = state.placement, before.placement
+    spec = now.planned.get(task) or state.tasks[task]  # the route is that of the planned revision
     keys = {module.key for module in spec.modules.values()}
     if now is not then and (
         now.planned.get(task) is not then.planned.get(task)
@@ -197,6 +204,14 @@ def _route_stays(state: State, moment: Moment, task: TaskName) -> bool:
     if spec.redundancy > 1 or (last is not None and not holders.issuperset(last.front_door)):
         return not moment.changed  # another device may be a better coordinator
     return moment.changed.isdisjoint(device for key in keys for device in actives.get(key, ()))
+
+
+def _waits_for_its_plan(state: State, before: State, task: TaskName) -> bool:
+    """Whether the published route refuses the spec that was deployed before, and plans have come since."""
+    last = state.routes.get(task)
+    if before.outstanding == state.outstanding or last is None or last.unavailable is None:
+        return False
+    return task in state.tasks and last.revision != served_spec(state, task).revision
 
 
 def _reassigned(state: State, moment: Moment) -> set[DeviceId]:
@@ -244,21 +259,30 @@ def _route(state: State, task: TaskName, last: Route | None) -> Route | None:
     if task not in state.tasks:
         return unavailable_route(task, state.fence, state.invalid[task])
     why = placement.facts.unservable.get(task) or placement.refused.get(task)
-    if why is not None:
-        return unavailable_route(task, state.fence, why, state.tasks[task].revision)
     spec = placement.planned.get(task)
-    if spec is None:
+    if why is not None and not _is_of_earlier_spec(state, task, last):
+        return unavailable_route(task, state.fence, why, served_spec(state, task).revision)
+    if spec is None or why is not None:
         stamp = {"epoch": state.epoch, "generation": state.generation}
         return None if last is None else last.model_copy(update=stamp)
     try:
         last_doors = last.front_door if last else ()
-        route = build_route(spec, state.fence, placement.actives_of(task), state.cluster.devices, last_doors)
+        one_door = state.link is not None and SHARED in state.link.lacks
+        route = build_route(
+            spec, state.fence, placement.actives_of(task), state.cluster.devices, last_doors, one_door=one_door
+        )
         last_backup = last.second_door if last else ()
         backup = backup_coordinators(spec, route.front_door, state.cluster.devices, last_backup)
         return route.model_copy(update={"second_door": backup}) if backup else route
     except (ValueError, ArithmeticError) as error:  # one odd spec or profile must not stop the other tasks
         why = f"its route can't be written: {describe_error(error)}; correct its spec"
         return unavailable_route(task, state.fence, why, spec.revision)
+
+
+def _is_of_earlier_spec(state: State, task: TaskName, last: Route | None) -> bool:
+    """Whether the reason why a task isn't served may be about the spec that was deployed before its present one."""
+    is_new = last is not None and last.revision != served_spec(state, task).revision
+    return is_new and state.outstanding != "nothing"
 
 
 def _why(placement: CurrentPlacement, key: ModuleKey, device: DeviceId, role: Role) -> str:
@@ -283,7 +307,7 @@ def _is_missed(state: State, device: DeviceId, last: Assignment, now_s: float) -
     known, assigned_s = state.cluster.devices.get(device), state.assigned_s.get(device, now_s)
     if known is None or not known.alive or known.seq < 0:
         return False
-    if known.heard_s - assigned_s <= _MISSED_AFTER_INTERVALS * state.cluster.heartbeat_interval_s:
+    if known.heard_s - assigned_s <= _MISSED_AFTER_INTERVALS * state.cluster.interval_s(known):
         return False
     differs = known.modules.keys() != {module.spec.key for module in last.modules}
     return now_s - assigned_s >= _REPEAT_S and (differs or known.fence != (last.epoch, last.generation))

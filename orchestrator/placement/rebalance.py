@@ -83,7 +83,7 @@ def begin_moves(
     """The placement with these moves as standbys that load; None if one of them finds no memory as a standby."""
     origin = {key: state.placement.where[key] for key in to}
     moves = Moves(to, origin, moment.now_s + state.pace.round_s, gain_s, drains=drains)
-    placement = with_spares(state, replace(state.placement, moves=moves), only_existing=True)
+    placement = with_spares(state, replace(state.placement, moves=moves))
     begun = all(device in placement.spares.standby.get(key, ()) for key, device in to.items())
     return placement if begun else None
 

@@ -16,7 +16,8 @@ from dataclasses import replace
 from broker.protocol.specs import DeviceId, ModuleKey
 from orchestrator.events import Action, Note
 from orchestrator.membership.device import Fitness
-from orchestrator.placement import births, planner_input, planning
+from orchestrator.placement import births, planner_input, planning, revisions
+from orchestrator.placement.deployability import is_upcoming
 from orchestrator.planner.copies import copy_number, original_key
 from orchestrator.planner.plans import PlacementPlan, PlacementProblem, SparesPlan, SparesProblem
 from orchestrator.planner.spares import NO_SPARES, spares
@@ -84,6 +85,15 @@ def place_modules(state: State, moment: Moment) -> tuple[State, list[Action]]:
     return (state if state.problems == number else _begin_waiting(state, moment)), [*notes, *more]
 
 
+def switch_revisions(state: State, moment: Moment) -> tuple[State, list[Action]]:
+    """Let new revisions of tasks take over that are ready, and have the modules placed that are needed now."""
+    after, notes = revisions.take_over(state) if state.served else (state, [])
+    if after is state:
+        return state, []
+    after, actions = place_modules(after, moment)
+    return after, [*notes, *actions]
+
+
 def choose_spares(state: State, moment: Moment) -> tuple[State, list[Action]]:
     """Give leftover memory to standbys and replicas, when that is due."""
     state, asked = planning.taken(state, "spares")
@@ -106,7 +116,7 @@ def spares_at_s(state: State) -> float | None:
 
 def adopt(state: State, placement: CurrentPlacement, now_s: float) -> State:
     """The state with another placement; if copies differ, spares and planned moves wait their full time again."""
-    placement = with_spares(state, placement, only_existing=True)
+    placement = with_spares(state, placement)
     before, due_s = state.placement, now_s + state.pace.calm_s
     count = len(placement.facts.candidates)
     if count > len(before.facts.candidates) and count >= 2 * state.reviewed_devices:
@@ -130,21 +140,23 @@ def reviewed(state: State, now_s: float) -> State:
     return replace(state, reviewed_s=now_s, reviewed_devices=len(state.placement.facts.candidates))
 
 
-def with_spares(state: State, placement: CurrentPlacement, *, only_existing: bool = False) -> CurrentPlacement:
-    """The placement with its spares: newly chosen ones, or only copies that exist already."""
+def with_spares(state: State, placement: CurrentPlacement) -> CurrentPlacement:
+    """The placement with its spares: of the copies that exist already, and those that moves need."""
     facts = placement.facts
     if not placement.where:
         return replace(placement, spares=NO_SPARES)
+    drains = (placement.moves.to,) if placement.moves and placement.moves.drains else ()  # also to a doubtful device
+    existing = planner_input.existing_copies(state)
     chosen = spares(
         list(planner_input.candidate_specs(state, facts).values()),
         planner_input.measured_copies(placement),
         placement.where,
         load_s=planner_input.longest_loads_s(state),
-        barred=planner_input.spare_constraints(state, facts, placement.where),
-        at_hand=planner_input.copies_at_hand(state),
+        barred=planner_input.spare_constraints(state, facts, placement.where, *drains),
+        at_hand=planner_input.copies_at_hand(state, set[DeviceId]().union(*existing.values())),
         kept=placement.spares,
         pinned=placement.moves.to if placement.moves else None,
-        only=planner_input.existing_copies(state) if only_existing else None,
+        only=existing,
     )
     return replace(placement, spares=chosen if chosen != placement.spares else placement.spares)
 
@@ -196,7 +208,10 @@ def _placement_problem(state: State, facts: Facts) -> PlacementProblem:
         explained=frozenset(before.where.keys() & before.why.keys()),
         absent={device.id: why for device in state.cluster.devices.values() if (why := device.absence) is not None},
         credit=planner_input.memory_credit(state, before, facts),
-        waived=planner_input.placement_constraints(state, facts, keep, only_drained=True) if doubtful else None,
+        waived=planner_input.placement_constraints(state, facts, keep, least=Fitness.UNRESPONSIVE)
+        if doubtful
+        else None,
+        upcoming=frozenset(task.task for task in facts.tasks if is_upcoming(task.task)),
     )
 
 

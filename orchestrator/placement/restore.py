@@ -13,15 +13,28 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+from broker.protocol.codec import encode
+from broker.protocol.messages import MAX_FENCE, Route
 from broker.protocol.specs import DeviceId, TaskName, TaskSpec
 from broker.protocol.topics import DEVICE_DRAIN, TASK_ROUTE, TASK_SPEC
 from orchestrator import events
-from orchestrator.events import Action, DrainReceived, Order, RouteHeard, TaskDeployed
+from orchestrator.events import (
+    Action,
+    DrainReceived,
+    Event,
+    HeartbeatReceived,
+    Order,
+    RouteHeard,
+    TaskDeployed,
+)
 from orchestrator.leadership import orders
 from orchestrator.leadership.leader import announce_leadership
 from orchestrator.membership.failure_detector import on_event
 from orchestrator.state import Moment, State
 
+LARGEST_GENERATION = MAX_FENCE // 2  # beyond which ours doesn't go: half of all numbers stay for the changes after it
+BEYOND_EVERY_S = 5.0  # at most that often does a device's word let the generation grow
+MAX_UNDER_WAY = 8  # routes of one task; where they don't come back, the latest are kept
 MAX_NOTED = 10_000  # names of tasks, and of devices, that come over a link and aren't known
 
 
@@ -43,6 +56,8 @@ def keep_orders(state: State, moment: Moment) -> tuple[State, list[Action]]:
     if state.tasks is not before.specs or state.cluster.drained != before.drained:
         kept = _record(state, state.tasks, state.cluster.drained)
         state = replace(state, orders=kept, tasks=kept.specs)
+    if state.orders.served is not state.served:
+        state = replace(state, orders=replace(state.orders, served=state.served))
     if reconciled and state.orders.change == before.change:
         return state, actions
     return state, [*actions, *announce_leadership(state)]
@@ -80,7 +95,10 @@ def _record(state: State, tasks: Mapping[TaskName, TaskSpec], drained: Collectio
 
 def _reconcile(state: State, now_s: float) -> tuple[State, list[Action]]:
     drained = state.cluster.drained & state.delivered.drains
-    found = orders.reconcile(state.orders, state.broker_change, state.delivered, state.tasks, drained)
+    rejected = state.invalid.keys() & state.delivered.tasks
+    found = orders.reconcile(
+        state.orders, state.broker_change, state.delivered, state.tasks, drained, rejected=rejected
+    )
     cluster = state.cluster
     for device in sorted(found.drained ^ cluster.drained):
         cluster = on_event(cluster, DrainReceived(device, drain=device in found.drained), now_s)
@@ -89,7 +107,11 @@ def _reconcile(state: State, now_s: float) -> tuple[State, list[Action]]:
         state,
         cluster=cluster,
         tasks=found.tasks,
-        invalid={task: why for task, why in state.invalid.items() if task in state.delivered.tasks},
+        invalid={
+            task: why
+            for task, why in state.invalid.items()
+            if task in state.delivered.tasks and task not in {spec.task for spec in found.specs}
+        },
         orders=replace(state.orders, change=change),
         reconciled=True,
     )
@@ -105,22 +127,115 @@ def _reconcile(state: State, now_s: float) -> tuple[State, list[Action]]:
     return state, actions
 
 
-def restore_route(state: State, heard: RouteHeard) -> list[Action]:
-    """Overwrite a route that another client published: of a task that doesn't exist, or of a later term than ours.
+def note_routes(state: State, actions: list[Action]) -> tuple[State, list[Action]]:
+    """The state with the routes noted that are published now: they come back, and must not look like another client's.
 
-    Agents wouldn't obey ours before they know that the later term has no leader, so that is announced, too.
+    A superseded one may come back after the next one was published.
     """
-    if not state.settled:
-        return []
-    if heard.task not in state.tasks and heard.task not in state.invalid:
-        return [events.Clear(TASK_ROUTE, heard.task)]
-    if heard.epoch <= state.epoch or heard.task not in state.routes:
-        return []
-    note = events.Note("foreign_route_overwritten", {"task": heard.task, "epoch": heard.epoch})
-    return [note, *announce_leadership(state), events.PublishRoute(state.routes[heard.task])]
+    published = [action.route for action in actions if isinstance(action, events.PublishRoute)]
+    if not published:
+        return state, actions
+    under_way = dict(state.under_way)
+    for route in published:
+        under_way[route.task] = (*under_way.get(route.task, ()), route)[-MAX_UNDER_WAY:]
+    return replace(state, under_way=under_way), actions
+
+
+def restore_route(state: State, heard: RouteHeard) -> tuple[State, list[Action]]:
+    """Overwrite a route that another client published, of whatever term, generation and content.
+
+    A route of a task that doesn't exist is cleared. A route that another client cleared is published again: no sensor
+    that connects later would find the task.
+
+    Agents wouldn't obey ours before they know that a later term has no leader, so that is announced, too. Nor would
+    they obey an older generation, so ours goes beyond the other one, or a new term begins where no number is left.
+    """
+    state, is_ours = _without_heard(state, heard)
+    if is_ours or not state.settled:
+        return state, []
+    is_known = heard.task in state.tasks or heard.task in state.invalid
+    ours = state.routes.get(heard.task) if is_known else None
+    if heard.is_empty:
+        note = events.Note("cleared_route_restored", {"task": heard.task})
+        return state, [note, events.PublishRoute(ours)] if ours else []
+    if not is_known:
+        return state, [events.Clear(TASK_ROUTE, heard.task)]
+    if ours is None or _is(ours, heard):
+        return state, []
+    fields = {"task": heard.task, "epoch": heard.epoch, "generation": heard.generation}
+    note = events.Note("foreign_route_overwritten", fields)
+    if heard.epoch != state.epoch or heard.generation <= state.generation:
+        term = announce_leadership(state) if heard.epoch > state.epoch else []
+        return state, [note, *term, events.PublishRoute(ours)]
+    state, again = _go_beyond(state, heard.generation, {heard.task}, set())
+    why = f"another client published a route of generation {heard.generation}, and none is left in this term"
+    return state, [note, *(again or [events.Resign(why, state.epoch)])]
+
+
+def _is(route: Route, heard: RouteHeard) -> bool:
+    return (route.epoch, route.generation) == (heard.epoch, heard.generation) and encode(route) == heard.payload
+
+
+def _without_heard(state: State, heard: RouteHeard) -> tuple[State, bool]:
+    """The state without a route of ours that has come back, and whether it is one; those before it won't come."""
+    waiting = state.under_way.get(heard.task, ())
+    for place, route in enumerate(waiting):
+        if _is(route, heard):
+            others = {task: routes for task, routes in state.under_way.items() if task != heard.task}
+            left = waiting[place + 1 :]
+            return replace(state, under_way={**others, heard.task: left} if left else others), True
+    return state, False
+
+
+def restore_assignment(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
+    """Overwrite an assignment of our term that another client published: the device obeys it, and ours looks older.
+
+    A device's word ends no term: where no number is left, we repeat ours until the device gives the other one up.
+    """
+    if not isinstance(event, HeartbeatReceived) or not state.settled or event.device not in state.assignments:
+        return state, []
+    device, generation = state.cluster.devices.get(event.device), event.message.generation
+    last = state.assignments[event.device]
+    is_ours = device is None or device.fence <= (last.epoch, last.generation) or device.fence[0] != state.epoch
+    is_ours |= not last.modules  # it has nothing to lose: it gives the other one up when we repeat ours
+    if is_ours or now_s < state.went_beyond_s + BEYOND_EVERY_S:
+        return state, []
+    routes = {task for task, route in state.routes.items() if _names(route, event.device)}
+    state, again = _go_beyond(state, generation, routes, {event.device})
+    note = events.Note("foreign_assignment_overwritten", {"device": event.device, "generation": generation})
+    return (replace(state, went_beyond_s=now_s), [note, *again]) if again else (state, [])
+
+
+def _go_beyond(
+    state: State, generation: int, tasks: set[TaskName], devices: set[DeviceId]
+) -> tuple[State, list[Action]]:
+    """Publish plans again under a generation above one that another client used; nothing if no number would be left."""
+    if generation >= LARGEST_GENERATION:
+        return state, []
+    stamp = {"generation": max(state.generation, generation) + 1}
+    routes = {task: state.routes[task].model_copy(update=stamp) for task in sorted(tasks)}
+    assignments = {device: state.assignments[device].model_copy(update=stamp) for device in sorted(devices)}
+    state = replace(
+        state,
+        generation=stamp["generation"],
+        routes={**state.routes, **routes},
+        assignments={**state.assignments, **assignments},
+    )
+    return state, [
+        *(events.PublishRoute(route) for route in routes.values()),
+        *(events.PublishAssignment(device, again) for device, again in assignments.items()),
+    ]
+
+
+def _names(route: Route, device: DeviceId) -> bool:
+    return any(able.device == device for node in route.nodes.values() for able in node.devices)
 
 
 def without_task(state: State, task: TaskName) -> State:
     """The state without a task, valid or not."""
     tasks = {other: spec for other, spec in state.tasks.items() if other != task}
-    return replace(state, tasks=tasks, invalid={other: why for other, why in state.invalid.items() if other != task})
+    served = {other: spec for other, spec in state.served.items() if other != task}
+    invalid = {other: why for other, why in state.invalid.items() if other != task}
+    return replace(
+        state, tasks=tasks, served=served if len(served) < len(state.served) else state.served, invalid=invalid
+    )

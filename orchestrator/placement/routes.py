@@ -22,27 +22,12 @@ from broker.protocol.messages import Route, RouteDevice, RouteNode
 from broker.protocol.specs import DeviceId, ModuleKey, NodeName, Revision, TaskSpec
 from orchestrator.membership.device import Device, Fitness
 
-HEADER_ROOM_BYTES = 64 * 1024  # for the envelope, the plan and the topic of a message
 Actives = Mapping[ModuleKey, tuple[DeviceId, ...]]
 """The devices with an active copy of each placed module."""
 Fence = tuple[int, int]
 """Epoch and generation, in every route and assignment."""
 DRIFT_FACTOR = 1.5  # measured seconds waver by some ten percent; only more than this may change the fastest device
 _SECONDS = {"nodes": {"__all__": {"devices": {"__all__": {"compute_s"}}}}}
-
-
-def why_too_large(task: TaskSpec, limit_bytes: int) -> str | None:
-    """The reason why inputs or outputs can't pass a broker that takes ``limit_bytes`` a message; None if they can."""
-    sizes = {"the inputs together": sum(given.bytes for given in task.inputs.values())}
-    sizes |= {f"the output of {name}": task.sent_bytes(name) for name in task.order}
-    sizes[f"the output of {task.output}"] = task.module_of(task.output).output_bytes
-    for what, size_bytes in sizes.items():
-        if size_bytes + HEADER_ROOM_BYTES > limit_bytes:
-            return (
-                f"{what} ({size_bytes} bytes, and {HEADER_ROOM_BYTES} for the header) can't pass the broker, where a "
-                f"message has at most {limit_bytes} bytes: make it smaller, or raise the broker's max_packet_size"
-            )
-    return None
 
 
 def front_door_node(task: TaskSpec) -> NodeName:
@@ -60,12 +45,18 @@ def build_route(
     actives: Actives,
     devices: Mapping[DeviceId, Device],
     last_doors: Sequence[DeviceId] = (),
+    *,
+    one_door: bool = False,
 ) -> Route:
     """The route of a placed task, with all devices that are known; its ``group`` is left 0.
 
-    ``last_doors``: the front door so far.
+    ``last_doors``: the front door so far. With ``one_door`` it is one device: a broker without shared subscriptions
+    gives each request to all of them.
     """
     nodes = {name: _node(task, name, actives, devices) for name in task.order}
+    doors = _front_door(task, nodes[front_door_node(task)], devices, last_doors)
+    if one_door and len(doors) > 1:
+        doors = _coordinator(task, (), {name: devices[name] for name in doors}, last_doors)
     epoch, generation = fence
     return Route(
         task=task.task,
@@ -75,8 +66,9 @@ def build_route(
         inputs=task.inputs,
         nodes=nodes,
         output=task.output,
+        answer=task.answer,
         wire=task.wire,
-        front_door=_front_door(task, nodes[front_door_node(task)], devices, last_doors),
+        front_door=doors,
         revision=task.revision,
     )
 
@@ -89,19 +81,29 @@ def backup_coordinators(
     It keeps a copy of each request, and needs no module. The last one stays while it can; otherwise each newly measured
     link would make a new share group.
     """
-    return () if task.redundancy == 1 or not front_door else _coordinator(task, front_door, devices, last)
+    if task.redundancy == 1 or not front_door:
+        return ()
+    return _coordinator(task, front_door, _readers(task, devices), last)
 
 
 def _front_door(
     task: TaskSpec, node: RouteNode, devices: Mapping[DeviceId, Device], last: Sequence[DeviceId]
 ) -> tuple[DeviceId, ...]:
     """The devices that run this node, or another device if none of them is always on."""
-    holders = tuple(able.device for able in node.devices)
+    readers = _readers(task, devices)
+    holders = tuple(able.device for able in node.devices if able.device in readers)
     always = tuple(name for name in holders if devices[name].always_on)
-    if always or not holders:
+    if always or not node.devices:
         return always
-    other = _coordinator(task, holders, devices, last)
+    other = _coordinator(task, holders, readers, last)
     return other if other and devices[other[0]].always_on else holders
+
+
+def _readers(task: TaskSpec, devices: Mapping[DeviceId, Device]) -> Mapping[DeviceId, Device]:
+    """The devices that can read the task's route: agents of the first version refuse one with defaults of inputs."""
+    if all(given.default is None for given in task.inputs.values()):
+        return devices
+    return {name: device for name, device in devices.items() if device.ignores_unknown}
 
 
 def _coordinator(

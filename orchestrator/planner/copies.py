@@ -73,7 +73,7 @@ def why_may_not_run(task: TaskSpec, device: DeviceSpec) -> str | None:
     if task.devices is not None and device.id not in task.devices:
         return f"{task.task} may only use {', '.join(task.devices)}"
     if device.tasks is not None and task.task not in device.tasks:
-        return f"it may only serve {', '.join(device.tasks) or 'no task'}"
+        return f"it may only serve {', '.join(device.tasks)}" if device.tasks else "it holds nothing"
     return None
 
 

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
 from broker.protocol.errors import NoDeviceFits, named
+from broker.protocol.sizes import show_bytes
 from broker.protocol.specs import DeviceId, ModuleKey
 from orchestrator.planner.fleet import NOWHERE
 from orchestrator.planner.greedy import PartialPlacement
 from orchestrator.planner.problem import Placement
 
+NONE_CAN_RUN = "no device can run"  # a reason begins so if more memory would not help
+FAILED = "it failed there"  # the reason of a device that was assigned a module begins so
 _REJECTED_SHOWN = 4  # other devices named in an assignment's reason; a thousand of them must still fit a message
 
 
@@ -28,12 +32,6 @@ class Explanation:
     why: str
     rejected: Mapping[DeviceId, str]
 
-    def __str__(self) -> str:
-        others = [f"{device}: {reason}" for device, reason in self.rejected.items()]
-        if len(others) > _REJECTED_SHOWN:
-            others[_REJECTED_SHOWN:] = [f"and {len(others) - _REJECTED_SHOWN} more"]
-        return "; ".join([self.why, *others])
-
 
 def no_fit_reason(error: NoDeviceFits, absent: Mapping[DeviceId, str]) -> str:
     """The reason why a task found no place: what each device lacks, or why it doesn't count.
@@ -44,7 +42,10 @@ def no_fit_reason(error: NoDeviceFits, absent: Mapping[DeviceId, str]) -> str:
     if error.short_bytes or not error.excluded:
         return str(error)
     error.excluded |= absent
-    return f"no device can run {error.module}: {listed(error.excluded)}; it is placed as soon as one of them can"
+    fix = "change one of these, and it is placed"
+    if any(why.startswith(FAILED) for why in error.excluded.values()):
+        fix = "remove the cause and wait, for it is tried again after a while; or correct the task's file"
+    return f"{NONE_CAN_RUN} {error.module}: {listed(error.excluded)}; {fix}"
 
 
 def listed(refusals: Mapping[DeviceId, str]) -> str:
@@ -52,8 +53,20 @@ def listed(refusals: Mapping[DeviceId, str]) -> str:
     return ", ".join(named([f"{device}: {why}" for device, why in sorted(refusals.items())]))
 
 
-def explain(placement: Placement, key: ModuleKey) -> Explanation:
-    """Explain one module of a placement.
+def reason(placement: Placement, key: ModuleKey) -> str:
+    """The explanation of one module as a text that names a few devices, whatever their number.
+
+    Raises:
+        KeyError: the placement doesn't have that module.
+    """
+    found, others = explain(placement, key, most=_REJECTED_SHOWN), len(placement.problem.fleet) - 1
+    rejected = [f"{device}: {why}" for device, why in found.rejected.items()]
+    more = [f"and {others - len(rejected)} more"] if others > len(rejected) else []
+    return "; ".join([found.why, *rejected, *more])
+
+
+def explain(placement: Placement, key: ModuleKey, *, most: int | None = None) -> Explanation:
+    """Explain one module of a placement; with ``most``, only the first so many other devices.
 
     Raises:
         KeyError: the placement doesn't have that module.
@@ -72,13 +85,12 @@ def explain(placement: Placement, key: ModuleKey) -> Explanation:
     cost_s = float(costs_s[np.searchsorted(able, home)])
     slower_s = dict(zip(able.tolist(), (costs_s - cost_s).tolist(), strict=True))
     rejected: dict[DeviceId, str] = {}
-    for name, row in rows.items():
-        if row == home:
-            continue
+    for name, row in islice(((name, row) for name, row in rows.items() if row != home), most):
         if name in excluded:
             rejected[name] = excluded[name]
         elif row not in slower_s:
-            rejected[name] = f"memory short by {int(problem.sizes[module][row] - draft.room[row])} bytes"
+            short_bytes = int(problem.sizes[module][row] - draft.room[row])
+            rejected[name] = f"memory short by {show_bytes(short_bytes, up=True)}"
         else:
             rejected[name] = _slower(slower_s[row], later=row > home)
     added_s = max(0.0, cost_s - problem.cost_s(module, NOWHERE, draft.where))

@@ -4,7 +4,8 @@ Owns what a move gains, what it must gain, and the memory that active copies lea
 made, nor of loads.
 
 Invariants:
-- no move for less than ``GAIN_SHARE`` of its tasks' cost and less than ``GAIN_S``, each move of a round included;
+- no round for less than ``GAIN_SHARE`` of its tasks' cost, and no move in it for less than ``GAIN_S``; of a short task
+  a large share is enough (``least_gain_s``);
 - no move from a device that is always on to one that isn't: that one gets copies beside (``preferred``).
 """
 
@@ -20,6 +21,8 @@ from orchestrator.planner.modules import distinct_modules
 
 GAIN_SHARE = 0.15  # of the tasks' weighted seconds: measured averages waver by some ten percent under load
 GAIN_S = 0.02  # weighted seconds: a wireless network's jitter is as large, and no person sees less
+LARGE_SHARE = 0.25  # of a short task's seconds: two devices then also serve more requests at once ...
+LEAST_GAIN_S = 0.005  # ... but below this, measured seconds say too little
 Actives = Mapping[ModuleKey, tuple[DeviceId, ...]]
 """The devices with an active copy of each placed module."""
 
@@ -33,6 +36,11 @@ def free_bytes(tasks: Sequence[TaskSpec], actives: Actives, devices: Iterable[De
             if home in free:
                 free[home] -= memory_bytes(modules[key][1], specs[home])
     return free
+
+
+def least_gain_s(cost_s: float) -> float:
+    """The gain that one move needs at least, if the tasks that use its module cost this much now."""
+    return max(LEAST_GAIN_S, min(GAIN_S, LARGE_SHARE * cost_s))
 
 
 class MoveCosts:
@@ -57,7 +65,7 @@ class MoveCosts:
     def gain_s(self, moves: Homes) -> tuple[float, float]:
         """The gain of these moves in their tasks' objective, and the gain that they need to be made."""
         now_s = self.cost_s({}, of=moves)
-        return now_s - self.cost_s(moves, of=moves), max(GAIN_SHARE * now_s, GAIN_S)
+        return now_s - self.cost_s(moves, of=moves), max(GAIN_SHARE * now_s, least_gain_s(now_s))
 
     def worthwhile(self, target: Homes, actives: Actives, doubtful: Collection[DeviceId]) -> dict[ModuleKey, DeviceId]:
         """The moves towards another placement that fit beside all active copies, and of which each gains enough."""
@@ -74,7 +82,8 @@ class MoveCosts:
                 free[to] -= size_bytes
         for key in reversed(list(moves)):
             others = {other: to for other, to in moves.items() if other != key}
-            if self.cost_s(others, of={key}) - self.cost_s(moves, of={key}) < GAIN_S:
+            needed_s = least_gain_s(self.cost_s({}, of={key}))
+            if self.cost_s(others, of={key}) - self.cost_s(moves, of={key}) < needed_s:
                 moves = others
         gain_s, needed_s = self.gain_s(moves) if moves else (0.0, 1.0)
         return moves if gain_s >= needed_s else {}

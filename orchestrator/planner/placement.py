@@ -138,6 +138,38 @@ def place_most(
     return most(partial(problem_of, barred=barred), keep=keep, budget=budget)
 
 
+def place_beside(
+    devices: Sequence[DeviceSpec],
+    placement: Placement,
+    tasks: Sequence[TaskSpec],
+    upcoming: Sequence[TaskSpec],
+    *,
+    barred: Bars | None = None,
+    at_hand: AtHand | None = None,
+    budget: Budget,
+    search: int = WORK,
+) -> tuple[Placement, dict[TaskName, NoDeviceFits]]:
+    """Place as many of the ``upcoming`` tasks as fit beside placed ``tasks``, whose modules stay where they are.
+
+    The other arguments and the result are those of ``place_most``.
+    """
+
+    def placed(bars: Bars | None) -> Placement:
+        problem = Problem(devices, [*tasks, task], homes=placement.where, barred=bars, at_hand=at_hand)
+        return _search(problem, budget.part(budget.left // 4), budget.part(search))
+
+    refused: dict[TaskName, NoDeviceFits] = {}
+    for task in upcoming:
+        try:
+            placement = _on_always(devices, [*tasks, task], barred, placed) or placed(barred)
+            tasks = [*tasks, task]
+        except NoDeviceFits as refusal:
+            problem = Problem(devices, [*tasks, task], homes=placement.where, barred=barred)
+            refusal.change = _least_change(PartialPlacement(problem, problem.homes), budget.part(budget.left // 4))
+            refused[task.task] = refusal
+    return placement, refused
+
+
 def _place_most(
     problem_of: Callable[..., Problem],
     *,

@@ -14,11 +14,11 @@ from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskName, TaskSpec
 from orchestrator.planner.budget import Budget, never
 from orchestrator.planner.copies import Bars, FurtherCopies, Homes, with_further_copies
-from orchestrator.planner.explain import brief_reason, explain, no_fit_reason
+from orchestrator.planner.explain import brief_reason, no_fit_reason, reason
 from orchestrator.planner.fleet import sometimes_of
 from orchestrator.planner.modules import distinct_modules
 from orchestrator.planner.moves import Actives, MoveCosts, free_bytes
-from orchestrator.planner.placement import Placement, place_most
+from orchestrator.planner.placement import Placement, place_beside, place_most
 from orchestrator.planner.preferred import preferred_copies
 from orchestrator.planner.problem import AtHand
 from orchestrator.planner.spares import NO_SPARES, Spares, spares
@@ -56,6 +56,7 @@ class PlacementProblem(_Problem):
     credit: Mapping[DeviceId, int]  # memory beyond a device's own, for copies that need less there; while they stay
     absent: Mapping[DeviceId, str]  # devices that can hold nothing now, each with the reason
     waived: Bars | None  # the constraints without doubts about devices, for tasks that would have to wait
+    upcoming: frozenset[TaskName] = frozenset()  # tasks that come after all others, and move none of their modules
 
 
 @dataclass(frozen=True)
@@ -146,15 +147,33 @@ def _placement(problem: PlacementProblem, budget: Budget) -> PlacementPlan:
             spec.model_copy(update={"memory_bytes": spec.memory_bytes + credit[spec.id]}) if spec.id in credit else spec
             for spec in problem.devices
         ]
-        return place_most(
+        part = budget.part(budget.left // 2)  # the rest is for other attempts, and for reasons
+        found, refused = place_most(
             devices,
-            problem.tasks,
+            served,
             keep=problem.keep,
             barred=bars,
             at_hand=problem.at_hand,
-            budget=budget.part(budget.left // 2),  # the rest is for other attempts, and for reasons
+            budget=part,
             search=_WORK_ON_BETTER,
         )
+        if not upcoming:
+            return found, refused
+        placed = [task for task in served if task.task not in refused]
+        whole, also_refused = place_beside(
+            devices,
+            found,
+            placed,
+            upcoming,
+            barred=bars,
+            at_hand=problem.at_hand,
+            budget=part,
+            search=_WORK_ON_BETTER,
+        )
+        return whole, {**refused, **also_refused}
+
+    served = [task for task in problem.tasks if task.task not in problem.upcoming]
+    upcoming = [task for task in problem.tasks if task.task in problem.upcoming]
 
     def placed_with(bars: Bars) -> tuple[Placement, dict[TaskName, str]]:
         placement, errors = attempt(problem.credit, bars)
@@ -176,7 +195,7 @@ def _reasons(placement: Placement, keys: Sequence[ModuleKey], budget: Budget) ->
     """The reasons why modules are where they are: compared with other devices while the budget lasts."""
     reasons: dict[ModuleKey, str] = {}
     for key in keys:
-        reasons[key] = brief_reason(placement, key) if budget.over else str(explain(placement, key))
+        reasons[key] = brief_reason(placement, key) if budget.over else reason(placement, key)
         budget.spend(_UNITS_OF_A_REASON + len(placement.problem.fleet) // _DEVICES_A_UNIT)
     return reasons
 

@@ -17,7 +17,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -91,6 +91,8 @@ def spares(
         preferred: copies that make tasks faster, on devices that are on only sometimes.
         only: if given, a module's spares may be only on the devices that it names, but for pinned ones.
     """
+    if only is not None:
+        devices = _concerned(devices, tasks, where, {*(pinned or {}).values()}.union(*only.values()))
     selection = _SpareSelection(devices, tasks, where, barred=barred or {}, at_hand=at_hand or {}, kept=kept, only=only)
     for key, device in (pinned or {}).items():
         if key in selection.modules and selection.may_take(key, device, pinned=True):
@@ -108,6 +110,23 @@ def spares(
         standby={key: tuple(chosen) for key, chosen in selection.standby.items() if chosen},
         replicas={key: chosen for key, chosen in replicas.items() if chosen},
     )
+
+
+def _concerned(
+    devices: Sequence[DeviceSpec],
+    tasks: Iterable[TaskSpec],
+    where: Mapping[ModuleKey, DeviceId],
+    able: Collection[DeviceId],
+) -> list[DeviceSpec]:
+    """The devices on which the choice depends where only these may have spares: of 3,000 some tens.
+
+    Those that serve only some tasks count (they may make further copies), and one that is always on: without any, those
+    that are on only sometimes are like others.
+    """
+    names = {*where.values(), *able, *(task.source for task in tasks)}
+    names |= {spec.id for spec in devices if spec.tasks is not None}
+    names |= {*islice((spec.id for spec in devices if spec.availability == "always"), 1)}
+    return [spec for spec in devices if spec.id in names]
 
 
 class _SpareSelection:

@@ -25,6 +25,8 @@ def requests(task: TaskSpec) -> list[dict[str, RawInput]]:
     found = []
     for photograph, sound, words in zip(PICTURES, SOUNDS, QUESTIONS, strict=True):
         question = text_input(words)
+        if {spec.kind for spec in task.inputs.values()} == {"text"}:  # nothing else differs
+            captions = text_input(words, *CAPTIONS)
         given = {"image": picture(photograph).raw, "audio": spoken(sound), "text": question if asks else captions}
         given |= {"question": question, "answers": captions}  # inputs of these names
         found.append({name: given.get(name, given[spec.kind]) for name, spec in task.inputs.items()})

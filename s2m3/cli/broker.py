@@ -1,4 +1,4 @@
-"""``s2m3 broker``: run the embedded MQTT broker; or set up a site's own Mosquitto, and change its accounts."""
+"""``s2m3 broker``: run the embedded MQTT broker, check any broker, or set up a site's own Mosquitto with accounts."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from pydantic import ValidationError
 
 from broker.arguments import OneLineParser, site_prefix
 from broker.protocol.errors import BadFile
-from broker.protocol.specs import describe
+from broker.protocol.sentences import describe
 from broker.servers import site_setup
-from broker.servers.access import WITH_TASKS, Account, Role
+from broker.servers.access import WITH_TASKS, Account, Role, site_at_core
+from broker.servers.bridge import OPTION, read_bridge
 from broker.servers.certificates import CERTIFICATE_DAYS, day, ends_of
 from broker.servers.embedded import EmbeddedBroker
 from broker.servers.site_files import ANY, BROKER_USER, PLUGIN, PORT, Settings, Setup
+from s2m3.cli import broker_check
 from s2m3.cli.arguments import port
 from s2m3.cli.output import console, table
 
+MAX_PORT = 65_535
 TASKS_HELP = "NAME=TASK,TASK for some tasks only"
 TOLD = {
     "running": "the running broker made the change",
@@ -32,22 +35,31 @@ TOLD = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--port", type=port, default=1883, help="default %(default)s; 0 takes a free one")
+    text = "for clients of MQTT 3.1.1; default: the one after --port, 0 takes a free one"
+    parser.add_argument("--port-311", type=port, metavar="PORT", help=text)
     parser.set_defaults(run=_serve)
     text = "without a command: run the embedded broker; with one: set up a site's own Mosquitto, with TLS and accounts"
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", parser_class=OneLineParser, description=text)
+    text = "whether a broker does what a site needs, and the messages of tasks fit"
+    broker_check.add_arguments(verbs.add_parser("check", help=text, description=text))
     _add_init(verbs.add_parser("init", help="write a complete Mosquitto setup into a new folder"))
     add = verbs.add_parser("add", help="add an account")
     revoke = verbs.add_parser("revoke", help="delete accounts: their connections end at once")
     rotate = verbs.add_parser(
         "rotate", help="new passwords and certificates for accounts: the old passwords end at once"
     )
-    for verb, run in ((add, _add), (revoke, _revoke), (rotate, _rotate)):
+    bridge = verbs.add_parser("bridge", help="join this site to a core, or again after its account there changed")
+    for verb, run in ((add, _add), (revoke, _revoke), (rotate, _rotate), (bridge, _bridge)):
         verb.add_argument("folder", type=Path, metavar="DIR", help="the folder that init wrote")
         verb.set_defaults(run=run)
+    bridge.add_argument("where", metavar="FILE|URL", help="as --bridge-to of init")
+    _add_bridge_name(bridge)
     add.add_argument("role", choices=[str(role) for role in Role], metavar="ROLE", help=", ".join(Role))
     add.add_argument("name", nargs="?", metavar="NAME", help=f"default: the role's name; {TASKS_HELP}")
-    add.add_argument("--read", action="append", default=[], metavar="FILTER", help="topics that sources read")
-    add.add_argument("--write", action="append", default=[], metavar="FILTER", help="topics that sources write")
+    add.add_argument(
+        "--read", action="append", default=[], metavar="FILTER", help="outside the site, for sources or an observer"
+    )
+    add.add_argument("--write", action="append", default=[], metavar="FILTER", help="the same, to be written")
     revoke.add_argument("names", nargs="+", metavar="NAME")
     rotate.add_argument("names", nargs="*", metavar="NAME")
     rotate.add_argument("--broker-certificate", action="store_true", help="a new certificate for the broker itself")
@@ -60,8 +72,10 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
         Role.SENSOR: f"a sensor; {TASKS_HELP}",
         Role.ORCHESTRATOR: "default: one of this name; orchestrator and its standby may share it",
         Role.OPERATOR: "who deploys and drains; default: one of this name",
-        Role.OBSERVER: "a dashboard or another reader",
+        Role.OBSERVER: "a dashboard that only looks, or another reader",
         Role.HTTP: "an HTTP door",
+        Role.DASHBOARD: "a dashboard that asks, and drains devices (--allow-control)",
+        Role.BRIDGE: "a site that will join this one as its core",
     }
     for role, text in of_role.items():
         parser.add_argument(f"--{role}", action="append", default=[], metavar="NAME", help=text)
@@ -71,6 +85,9 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", dest="tls_port", type=port, default=PORT, help="default %(default)s")
     parser.add_argument("--bind", metavar="ADDRESS", help="listen on this address only; default: all")
     parser.add_argument("--site", type=site_prefix, metavar="PREFIX", help="the site's topic prefix, when it has one")
+    text = "join a core: the connection file of this site's account there, or the core's address with --bridge-name"
+    parser.add_argument(OPTION, metavar="FILE|URL", help=text)
+    _add_bridge_name(parser)
     parser.add_argument(
         "--no-client-certificates", action="store_true", help="passwords alone, for sensors without TLS keys"
     )
@@ -83,10 +100,21 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_init)
 
 
+def _add_bridge_name(parser: argparse.ArgumentParser) -> None:
+    text = "this site's name at a core without accounts; a connection file has it"
+    parser.add_argument("--bridge-name", metavar="NAME", help=text)
+
+
 def _serve(arguments: argparse.Namespace) -> int:
     """Serve on 127.0.0.1; only an interrupt ends it."""
-    with EmbeddedBroker(arguments.port) as running:
+    number = arguments.port
+    plain = arguments.port_311 if arguments.port_311 is not None else number and number + 1
+    if plain > MAX_PORT:
+        problem = f"the port after it, for MQTT 3.1.1, would be {plain}"
+        raise BadFile(file="--port", problem=problem, fix="name one with --port-311, or another --port")
+    with EmbeddedBroker(number, plain) as running:
         print(f"the embedded broker listens at {running.url} (this machine only); Ctrl-C ends it", flush=True)
+        print(f"clients of MQTT 3.1.1 reach it at {running.plain_url}", flush=True)
         threading.Event().wait()
     return 0
 
@@ -114,7 +142,10 @@ def _init(arguments: argparse.Namespace) -> int:
     user, plugin = arguments.run_as, arguments.plugin
     if plugin is not None and not plugin.is_file():
         raise BadFile(file=str(plugin), problem="isn't there", fix=f"name Mosquitto's {PLUGIN}")
-    setup = site_setup.init(arguments.folder, accounts, settings, user=user, plugin=plugin)
+    if arguments.bridge_name and arguments.bridge_to is None:
+        raise BadFile(file="--bridge-name", problem="names no core", fix=f"add {OPTION} with the core's address")
+    bridge = read_bridge(arguments.bridge_to, arguments.bridge_name) if arguments.bridge_to is not None else None
+    setup = site_setup.init(arguments.folder, accounts, settings, user=user, plugin=plugin, bridge=bridge)
     print(f"{setup.folder}: a certificate authority, a Mosquitto configuration, and {len(accounts)} accounts")
     shown = table("account", "role", "tasks", "its folder, to be copied to its box")
     for account in accounts:
@@ -126,7 +157,18 @@ def _init(arguments: argparse.Namespace) -> int:
         print(f"Mosquitto will run as root, because {reason}: a folder such as /etc/s2m3 is safer", file=sys.stderr)
     print(f"the broker, on this machine: mosquitto -c {setup.configuration}")
     print(f"its clients reach it at {setup.url}: s2m3 COMMAND --connection FOLDER/connection.yaml")
+    if bridge is not None:
+        print(f"its bridge joins the core at {bridge.core.url}, where this site is {site_at_core(bridge.name)}")
     print(_lifetimes(setup))
+    return 0
+
+
+def _bridge(arguments: argparse.Namespace) -> int:
+    setup = site_setup.open_setup(arguments.folder)
+    bridge = read_bridge(arguments.where, arguments.bridge_name)
+    site_setup.join(setup, bridge)
+    print(f"a bridge joins the core at {bridge.core.url}, where this site is {site_at_core(bridge.name)}")
+    print("Mosquitto reads it at its next start: systemctl restart mosquitto")
     return 0
 
 

@@ -7,6 +7,7 @@ where; only what was really published is printed.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Mapping, Sequence
 
@@ -46,8 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
         served = _assigned(observer, device)
         until_s = time.monotonic() + arguments.timeout
         observer.wait_for(lambda seen: device in seen.drained, arguments.timeout)
+        told = _Told(device)
         observer.wait_for(
-            lambda seen: seen.is_empty(device) or _stays(seen, device) is not None, until_s - time.monotonic()
+            lambda seen: told(seen) or seen.is_empty(device) or _stays(seen, device) is not None,
+            until_s - time.monotonic(),
         )
         drained, stays = observer.is_empty(device), _stays(observer, device)
         others = sorted(name for name in observer.assignments if name != device)
@@ -55,6 +58,29 @@ def run(arguments: argparse.Namespace) -> int:
         document = {"device": device, "drained": drained, "moved": moved, "stays": stays}
         print_result(arguments, document, f"{device}: {_outcome(observer, device, moved, drained=drained)}")
         return 0 if drained else 1
+
+
+class _Told:
+    """Prints what the drain waits for to standard error, once; it is never true."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._last = ""
+
+    def __call__(self, seen: Observer) -> bool:
+        """Print what is new."""
+        why = _waits(seen, self._device)
+        if why and why != self._last:
+            print(f"{self._device}: waits while {why}", file=sys.stderr, flush=True)
+            self._last = why
+        return False
+
+
+def _waits(observer: Observer, device: str) -> str:
+    """The step that the drain waits for, as the orchestrator says."""
+    standing = observer.standings.get(device)
+    waits = standing.why.partition("; ")[2] if standing is not None and standing.standing == "draining" else ""
+    return "" if " stays: " in waits else waits
 
 
 def _assigned(observer: Observer, device: str) -> list[str]:
@@ -76,4 +102,6 @@ def _outcome(observer: Observer, device: str, moved: Mapping[str, Sequence[str]]
         return f"goes on serving, for nothing else fits: {stays}. It moves when it can; `--undo` takes it back"
     if not observer.leads:
         return "no orchestrator is online; the order waits for one"
-    return f"not yet drained: it holds {', '.join(_assigned(observer, device)) or 'what it unloads now'}"
+    holds = ", ".join(_assigned(observer, device)) or "what it unloads now"
+    waits = _waits(observer, device)
+    return f"not yet drained: it holds {holds}" + (f"; it waits while {waits}" if waits else "")

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from broker.directories import in_home
 from broker.protocol.errors import BadFile
+from broker.protocol.sizes import show_bytes
 from edge_agent.modules.weights.hub import DIRECTORY_VARIABLE, models_directory
 from s2m3.cli.arguments import add_connection, connected, positive
 from s2m3.cli.output import print_result
@@ -53,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _models_directory(given: str | None) -> Path:
-    directory = Path(given).expanduser() if given else models_directory()
+    directory = in_home(given) if given else models_directory()
     if directory is None:
         fix = f"set {DIRECTORY_VARIABLE} to the models directory, here and for the agents, or name it"
         raise BadFile(file="--models", problem="must name a directory for the weights", fix=fix)
@@ -62,14 +64,18 @@ def _models_directory(given: str | None) -> Path:
 
 
 def _print(report: dict[str, Any]) -> None:
-    print(f"head: {report['head_bytes']:,} bytes beside an encoder of {report['encoder_bytes']:,}: {report['weights']}")
+    head, encoder = show_bytes(report["head_bytes"]), show_bytes(report["encoder_bytes"])
+    print(f"head: {head} beside an encoder of {encoder}: {report['weights']}")
     unsplit = report["unsplit_accuracy"]
     compared = (
-        f"unsplit {unsplit:.2%}, {report['differing']} answers differ" if unsplit is not None else "no unsplit model"
+        f"unsplit {unsplit:.2%}, {report['differing']} answered otherwise"
+        if unsplit is not None
+        else "no unsplit model"
     )
     print(f"accuracy on {report['tried_on']} held-out records: split {report['accuracy']:.2%}, {compared}")
     print(f"task: {report['task']}")
     if rollout := report.get("rollout"):
         loaded = "loaded again" if rollout["encoder_loaded_again"] else "not loaded again"
-        added = ", ".join(f"{device} +{size:,} bytes" for device, size in rollout["added_bytes"].items()) or "nothing"
+        sizes = {device: show_bytes(size) for device, size in rollout["added_bytes"].items()}
+        added = ", ".join(f"{device} +{size}" for device, size in sizes.items()) or "nothing"
         print(f"deployed on {', '.join(rollout['head_on'])}: {added}; the encoder was {loaded}")

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from broker.protocol.errors import BadFile
+from broker.protocol.sizes import mebibytes, show_bytes, show_count
 from s2m3.catalogue import models
 from s2m3.cli.arguments import add_json
-from s2m3.cli.output import console, megabytes, print_result, printable, table
+from s2m3.cli.models_store import add_serve, add_store, serve, store
+from s2m3.cli.output import console, print_result, printable, table
 
 _DTYPES = ("float32", "float16", "bfloat16")
 _STATES = {"not needed": "needs no export", "refused": "can't be exported"}
@@ -38,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     listing = verb("list", "all models of the catalogue and their modules", list_models)
     inspecting = verb(
-        "inspect", "one model: parameters, bytes in each dtype, operations, and what crosses the wire", inspect
+        "inspect", "one model: parameters, sizes in each dtype, operations, and what crosses the wire", inspect
     )
     inspecting.add_argument("name", metavar="NAME", help="such as hub/retrieval-clip-b16, or a task file")
     numbers = verb("numbers", "compare the catalogue's numbers with those of the real configurations", write_numbers)
@@ -60,7 +62,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     exporting.add_argument(
         "--precision", choices=("float32", "int8"), default="float32", help="of matrices; default %(default)s"
     )
-    for command in (listing, inspecting, numbers, scanning, exporting):
+    storing = verb("store", "put weights into a folder by their digests, for devices without Internet", store)
+    add_store(storing)
+    serving = verb("serve", "serve such a folder over HTTP", serve)
+    add_serve(serving)
+    writing = verb(
+        "task", "print a task file for a checkpoint or an ONNX file of your own, with its numbers counted", write_task
+    )
+    writing.add_argument(
+        "directory",
+        type=Path,
+        metavar="DIR|FILE.onnx",
+        help="its folder MODELS/ORG/NAME, or model.onnx in it",
+    )
+    writing.add_argument(
+        "--head", metavar="KIND", help="such as retrieval or embed-image; default: that with the most modules"
+    )
+    writing.add_argument(
+        "--dtype", choices=_DTYPES, help="of its weights in memory; default: that of the catalogue's tasks"
+    )
+    writing.add_argument(
+        "--labels",
+        metavar="A,B,…|FILE",
+        help="of an ONNX classifier: its classes, or a file beside it with one a line",
+    )
+    writing.add_argument(
+        "--prepare",
+        metavar="YAML",
+        help="how an ONNX file's input is made, such as 'picture: {size: [224, 224]}'; default: what its shapes tell",
+    )
+    writing.add_argument(
+        "--digest", action="store_true", help="state the digests of its weights, too: devices then refuse others"
+    )
+    for command in (listing, inspecting, numbers, scanning, exporting, storing):
         add_json(command)
 
 
@@ -71,7 +105,7 @@ def list_models(arguments: argparse.Namespace) -> int:
 
 
 def _print_models(found: list[dict[str, Any]]) -> None:
-    columns = ("parameters", "MB", "GFLOP", "sends (bytes)")
+    columns = ("parameters", "MiB", "GFLOP", "sends")
     made = table("model", "module", *columns, right=columns)
     for model in found:
         for index, module in enumerate(model["modules"]):
@@ -79,9 +113,9 @@ def _print_models(found: list[dict[str, Any]]) -> None:
                 model["name"] if index == 0 else "",
                 module["module"],
                 f"{module['parameters']:,}",
-                megabytes(module["memory_bytes"]),
+                mebibytes(module["memory_bytes"]),
                 f"{module['flops'] / 1e9:,.3f}",
-                f"{module['output_bytes']:,}",
+                show_bytes(module["output_bytes"]),
             )
     console().print(made)
 
@@ -96,15 +130,16 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 def _print_model(found: dict[str, Any]) -> None:
     printed = console()
-    printed.print(f"[bold]{found['name']}[/bold]: {found['description']}; {found['unsplit_bytes']:,} bytes unsplit")
+    printed.print(f"[bold]{found['name']}[/bold]: {found['description']}; {show_bytes(found['unsplit_bytes'])} unsplit")
     for entry in found["modules"]:
         printed.print(f"\n[bold]{entry['module']}[/bold] ({entry['family']}) from {entry['source']}")
         if (entry["source"] or "").startswith("hub:"):
             printed.print(f"  weights at this revision: {WEIGHTS[entry['weights']]}")
-        for name in ("parameters", "flops", "output_bytes"):
+        for name in ("parameters", "flops"):
             printed.print(f"  {name}: {entry[name]:,}")
+        printed.print(f"  output: {show_bytes(entry['output_bytes'])}")
         for dtype, size_bytes in entry["bytes_by_dtype"].items():
-            printed.print(f"  bytes in {dtype}: {size_bytes:,}")
+            printed.print(f"  in {dtype}: {show_bytes(size_bytes)}")
         printed.print(f"  uses: {', '.join(entry['uses'])}; counted on: {entry['typical']}")
 
 
@@ -114,7 +149,7 @@ def write_numbers(arguments: argparse.Namespace) -> int:
 
     differences = zoo.compare_numbers(write=arguments.write)
     lines = [f"{d['name']}: {d['module']}: {d['field']}: {d['written']} -> {d['counted']}" for d in differences]
-    lines.append(f"{len(differences)} numbers {'corrected' if arguments.write else 'differ'}")
+    lines.append(f"{show_count(len(differences), 'number')} {'corrected' if arguments.write else 'to correct'}")
     print_result(arguments, differences, "\n".join(lines))
     return 0 if arguments.write or not differences else 1
 
@@ -131,9 +166,9 @@ def scan(arguments: argparse.Namespace) -> int:
 
 
 def _print_scan(found: dict[str, Any]) -> None:
-    printed, made = console(), table("module", "MB", "digest", "in", right={"MB"})
+    printed, made = console(), table("module", "MiB", "digest", "in", right={"MiB"})
     for module in found["modules"]:
-        size = megabytes(module["memory_bytes"])
+        size = mebibytes(module["memory_bytes"])
         made.add_row(module["family"], size, module["digest"][7:19], "\n".join(module["checkpoints"]))
     if found["modules"]:
         printed.print(made)
@@ -143,10 +178,10 @@ def _print_scan(found: dict[str, Any]) -> None:
         if unclaimed := checkpoint["unclaimed"]:
             more = f" and {len(unclaimed) - 1} more" if len(unclaimed) > 1 else ""
             printed.print(f"{checkpoint['path']}: no family reads {unclaimed[0]}{more}", markup=False, highlight=False)
-    unshared, shared, saved = (megabytes(found[f"{name}_bytes"]) for name in ("unshared", "shared", "saved"))
+    unshared, shared, saved = (mebibytes(found[f"{name}_bytes"]) for name in ("unshared", "shared", "saved"))
     print(
-        f"held in {found['dtype']}: unshared {unshared} MB, shared {shared} MB: "
-        f"sharing saves {saved} MB, {found['saved_percent']:.1f} %"
+        f"held in {found['dtype']}: unshared {unshared} MiB, shared {shared} MiB: "
+        f"sharing saves {saved} MiB, {found['saved_percent']:.1f} %"
     )
 
 
@@ -156,6 +191,39 @@ def write_random(arguments: argparse.Namespace) -> int:
 
     print(random_weights.write(zoo.published(arguments.repository), Path(arguments.into), seed=arguments.seed))
     return 0
+
+
+def write_task(arguments: argparse.Namespace) -> int:
+    """Print a task file for a checkpoint; returns the exit status 0."""
+    directory, options = arguments.directory, (arguments.labels, arguments.prepare)
+    if is_onnx(directory):
+        _need_package("onnxruntime", "[onnx]")
+        from s2m3.reference import onnx_task  # noqa: PLC0415 - onnxruntime
+
+        for name in ("head", "dtype"):
+            if getattr(arguments, name) is not None:
+                raise BadFile(file=f"--{name}", problem="is for checkpoints, not for ONNX files", fix="remove it")
+        sys.stdout.write(onnx_task.task_of(directory, *options, digest=arguments.digest))
+        return 0
+    if options != (None, None):
+        problem = "are for ONNX files, and this folder has no model.onnx"
+        raise BadFile(file="--labels and --prepare", problem=problem, fix="remove them, or name a .onnx file")
+    _need_package("torch", "[agent]")
+    from s2m3.reference import own_task  # noqa: PLC0415 - torch
+
+    sys.stdout.write(own_task.task_of(arguments.directory, arguments.head, arguments.dtype, digest=arguments.digest)[0])
+    return 0
+
+
+def is_onnx(path: Path) -> bool:
+    """Whether this is an ONNX file, or a folder with one and no checkpoint."""
+    return path.suffix == ".onnx" or ((path / "model.onnx").is_file() and not any(path.glob("*.safetensors")))
+
+
+def _need_package(package: str, extra: str) -> None:
+    if find_spec(package) is None:
+        problem = f"needs the Python package {package}, which is missing"
+        raise BadFile(file="models task", problem=problem, fix=f"install the {extra} extra")
 
 
 def export(arguments: argparse.Namespace) -> int:
@@ -173,7 +241,7 @@ def export(arguments: argparse.Namespace) -> int:
 
 
 def _print_export(found: dict[str, Any]) -> None:
-    columns = ("MB", "largest difference", "torch ms", "ONNX ms", "same answers")
+    columns = ("MiB", "largest difference", "torch ms", "ONNX ms", "same answers")
     made = table("module", "use", *columns, right=columns)
     reasons = []
     for module in found["modules"]:
@@ -182,7 +250,7 @@ def _print_export(found: dict[str, Any]) -> None:
         for use, each in module.get("uses", {}).items():
             same = "" if each["same_answers"] is None else f"{each['same_answers']} of {each['compared']}"
             times = (f"{each[engine] * 1e3:,.2f}" for engine in ("torch_s", "onnx_s"))
-            size, difference = megabytes(each["bytes"]), f"{each['largest_difference']:.1e}"
+            size, difference = mebibytes(each["bytes"]), f"{each['largest_difference']:.1e}"
             made.add_row(module["module"], use or "(ordinary)", size, difference, *times, same)
     if made.rows:
         console().print(made)

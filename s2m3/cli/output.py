@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Collection
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from rich.console import Console, RenderableType
@@ -36,13 +37,20 @@ def print_result(arguments: argparse.Namespace, document: Document, shown: str |
         shown(document)
 
 
+class _Console(Console):
+    """Leaves a pipe that nobody reads any more to ``main``, where rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def console(*, to_stderr: bool = False, quiet: bool = False) -> Console:
     """A console as wide as the terminal, or of ``PIPED_WIDTH`` columns where standard output isn't one.
 
     ``to_stderr`` leaves standard output to a JSON document. ``quiet`` prints only where standard error is a terminal.
     """
     width = None if sys.stdout.isatty() else PIPED_WIDTH
-    return Console(stderr=to_stderr, quiet=quiet and not sys.stderr.isatty(), width=width)
+    return _Console(stderr=to_stderr, quiet=quiet and not sys.stderr.isatty(), width=width)
 
 
 def printable(text: str) -> str:
@@ -65,14 +73,17 @@ def table(*columns: str, title: str | None = None, right: Collection[str] = ()) 
     return made
 
 
-def megabytes(size_bytes: float) -> str:
-    """A size in megabytes with one digit after the point."""
-    return f"{size_bytes / 1e6:,.1f}"
-
-
 def yes_or_no(*, holds: bool) -> Text:
     """A table's cell for whether something holds."""
     return Text("yes") if holds else Text("NO", style="bold")
+
+
+def clock(at: float) -> str:
+    """A time in seconds since 1970 as hours, minutes and seconds here."""
+    try:
+        return f"{datetime.fromtimestamp(at, UTC).astimezone():%H:%M:%S}"
+    except (OverflowError, ValueError, OSError):
+        return f"{at:.0f} s after 1970"  # no process's clock says so
 
 
 def show_progress(text: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from broker.cost_model import memory_bytes
 from broker.protocol.errors import NoDeviceFits
+from broker.protocol.sizes import mebibytes
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, TaskSpec
 from orchestrator.planner.copies import original_key, with_further_copies
 from orchestrator.planner.explain import explain
@@ -21,8 +22,8 @@ from orchestrator.planner.placement import Placement
 from orchestrator.planner.preferred import preferred_copies
 from orchestrator.planner.spares import Spares, spares
 from s2m3.bench.placement.solve import SOLVERS, TIME_LIMIT_S, Solution, read, solve
-from s2m3.cli.arguments import add_json, positive_seconds
-from s2m3.cli.output import console, megabytes, print_result, table
+from s2m3.cli.arguments import add_json, add_what_if, positive_seconds
+from s2m3.cli.output import console, print_result, table
 
 MOST_REASONS = 200_000
 """Modules times devices up to which a plan explains each pair: some ten megabytes of JSON."""
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fleet", required=True, metavar="FILE", help="devices, and where requests start")
     text = "catalogue names, task files, lists of tasks, or directories of them; again for more"
     parser.add_argument("--tasks", required=True, action="append", nargs="+", metavar="T", help=text)
+    add_what_if(parser, "plan without this device", "plan with one more device like this one")
     parser.add_argument("--solver", choices=SOLVERS, default="refined", help="default %(default)s")
     text = "seconds, for refined and exact; then the best so far counts; default 60"
     parser.add_argument("--time-limit", type=positive_seconds, default=TIME_LIMIT_S, metavar="S", help=text)
@@ -44,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read, solve, print; 0 when there is a plan."""
-    devices, tasks = read(arguments.fleet, [name for names in arguments.tasks for name in names])
+    names = [name for names in arguments.tasks for name in names]
+    devices, tasks = read(arguments.fleet, names, arguments.without, arguments.one_more)
     solution = solve(arguments.solver, devices, tasks, time_limit_s=arguments.time_limit)
     made = _document(solution, devices, tasks)
     print_result(arguments, made, lambda _: _print(made, devices, tasks, with_reasons=arguments.explain))
@@ -57,7 +60,7 @@ def _print(
     if not made["feasible"]:
         print(f"no plan: {made['reason']['message']}")
         return
-    placement = table("module", "MB", "device", "further copies", "used by", title="placement")
+    placement = table("module", "MiB", "device", "further copies", "used by", title="placement")
     names, specs = _names_of(tasks), {device.id: device for device in devices}
     modules = {key: module for key, (_, module) in distinct_modules(tasks).items()}
     for name, device in made["placement"].items():
@@ -65,11 +68,11 @@ def _print(
         copies = [f"{other} (replica)" for other in made["replicas"].get(name, [])]
         copies += [f"{other} (standby)" for other in made["standby"].get(name, [])]
         users = [task.task for task in tasks if any(node.module == name for node in task.nodes.values())]
-        placement.add_row(name, megabytes(size_bytes), device, "\n".join(copies), "\n".join(users))
-    memory = table("device", "used (MB)", "spare copies (MB)", "of (MB)", title="memory")
-    for device in sorted(device.id for device in devices):
+        placement.add_row(name, mebibytes(size_bytes), device, "\n".join(copies), "\n".join(users))
+    memory = table("device", "used (MiB)", "spare copies (MiB)", "of (MiB)", title="memory")
+    for device in sorted(device.id for device in devices if device.tasks != ()):  # not what is only a source
         use = made["memory_bytes"]["per_device"][device]
-        memory.add_row(device, *(megabytes(use[kind]) for kind in ("used", "spare", "capacity")))
+        memory.add_row(device, *(mebibytes(use[kind]) for kind in ("used", "spare", "capacity")))
     latency = table("task", "weight", "from", "latency (s)", title="tasks")
     for task in sorted(tasks, key=lambda task: task.task):
         latency.add_row(task.task, f"{task.weight:g}", task.source, f"{made['latency_s'][task.task]:.4g}")
@@ -90,7 +93,7 @@ def _summary(made: dict[str, Any]) -> str:
     }
     return (
         f"objective {made['objective_s']:.6g} s ({worth[made['optimal']]}); found in {made['solve_s']:.3g} s\n"
-        f"memory: {megabytes(shared)} MB shared, {megabytes(unshared)} MB if each task held its own"
+        f"memory: {mebibytes(shared)} MiB shared, {mebibytes(unshared)} MiB if each task held its own"
     )
 
 

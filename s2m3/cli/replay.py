@@ -13,14 +13,16 @@ from rich.console import Console
 from broker.protocol.errors import BadFile
 from broker.transport.connection import Connection
 from s2m3 import scenarios
-from s2m3.cli.arguments import add_json, add_site_broker, site_broker
-from s2m3.cli.output import console, print_json, table, yes_or_no
+from s2m3.cli.arguments import add_json, add_site_broker, add_what_if, site_broker
+from s2m3.cli.output import console, print_json, printable, table, yes_or_no
 from s2m3.testbed import NO_CACHE
 from s2m3.testbed.replay.goals import Detection, Goal, Played, detections, judge
 from s2m3.testbed.replay.library import load_scenario
 from s2m3.testbed.replay.report import Recording, Report, report
 from s2m3.testbed.replay.run import play_all
 from s2m3.testbed.replay.scenario import Scenario
+from s2m3.testbed.replay.weights import require_weights
+from s2m3.testbed.what_if import changed_scenario
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--short", action="store_true", help="the same faults in less than half the time")
     text = "the whole library and the campaigns; prints the goals and what was measured"
     parser.add_argument("--goals", action="store_true", help=text)
+    add_what_if(parser, "let this device die under the load", "let one more device like this one join under the load")
     parser.add_argument("--logs", metavar="DIR", type=Path, help="keep there what the processes print")
 
 
@@ -50,6 +53,10 @@ def run(arguments: argparse.Namespace) -> int:
     broker = site_broker(arguments)
     connection = broker if isinstance(broker, Connection) else None
     loaded = {name: load_scenario(name, connection.url if connection else arguments.broker) for name in names}
+    for name, scenario in loaded.items():
+        require_weights(scenario)
+        if arguments.without or arguments.one_more:
+            loaded[name] = changed_scenario(scenario, arguments.without, arguments.one_more)
     for name, scenario, recording in play_all(
         loaded, printed.print, short=arguments.short, logs=arguments.logs, connection=connection
     ):
@@ -140,6 +147,8 @@ def _show_faults(printed: Console, found: Report) -> None:
         later = (_s(fault.replaced_after_s), _s(fault.first_answer_after_s), str(fault.moves))
         made.add_row(f"{fault.at_s:.2f}", fault.kind, fault.target, str(fault.in_flight), *detected, *later)
     printed.print(made)
+    for fault in found.faults:
+        printed.print(f"at {fault.at_s:.2f} s, {fault.kind} {fault.target}: {printable(fault.explained)}", markup=False)
 
 
 def _s(seconds: float | None) -> str:

@@ -1,23 +1,18 @@
-"""``s2m3 request``: send one request and print its answer. Owns how files and texts become the task's inputs."""
+"""``s2m3 request``: send one request, as ``Client.ask`` does, and print its answer."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import mimetypes
-from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
+
+from pydantic import JsonValue
 
 from broker.client import Client, Response
-from broker.protocol.codec import RawInput
-from broker.protocol.errors import BadFile, BrokerRefused
-from broker.protocol.specs import InputSpec
-from s2m3.cli.arguments import add_connection, connection_of, seconds
+from broker.given_inputs import Given, read_given
+from broker.protocol.errors import NotConnected
+from broker.transport.connection import Connection
+from s2m3.cli.arguments import add_connection, connection_of, seconds, when_reached
 from s2m3.cli.output import print_result
-from s2m3.testbed.observer import Observer
-
-ROUTE_S = 1.0  # a retained message arrives within milliseconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,46 +29,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Send one request; 0 when it was answered, 1 when it ended in an error."""
-    route = None
+    given = read_given(arguments.image, arguments.text, arguments.audio)
     connection = connection_of(arguments)
-    with suppress(BrokerRefused), Observer(connection, task=arguments.task) as observer:  # not every sensor may read it
-        observer.wait_for(lambda seen: arguments.task in seen.routes, ROUTE_S)
-        route = observer.routes.get(arguments.task)
-    inputs = _inputs(arguments, route.inputs if route else {})
-    with Client(connection) as client:
-        response = client.request(arguments.task, inputs, deadline_s=arguments.deadline)
+    response = when_reached(lambda: _ask(arguments, connection, given))
     result = response.result.model_dump(mode="json", exclude_none=True)
     document = result | {"latency_s": response.latency_s, "attempts": response.attempts}
     print_result(arguments, document, lambda _: _print(response))
     return 0 if response.ok else 1
 
 
-def _inputs(arguments: argparse.Namespace, expected: Mapping[str, InputSpec]) -> dict[str, RawInput]:
-    """Files and texts under the names of the task's inputs of their kind; further texts are lines of the last one."""
-    given: dict[str, RawInput] = {}
-    by_kind = {kind: [n for n, spec in expected.items() if spec.kind == kind] for kind in ("image", "audio", "text")}
-    for kind, path in (("image", arguments.image), ("audio", arguments.audio)):
-        if path:
-            name = by_kind[kind][0] if by_kind[kind] else kind
-            given[name] = RawInput(_read(path), mimetypes.guess_type(path)[0] or "")
-    names = by_kind["text"] or ["text"]
-    for position, text in enumerate(arguments.text):
-        name = names[min(position, len(names) - 1)]
-        before = given[name].data + b"\n" if name in given else b""
-        given[name] = RawInput(before + text.encode(), "text/plain")
-    if not given:
-        wanted = ", ".join(f"{name} ({spec.kind})" for name, spec in expected.items()) or "an input"
-        problem = f"nothing to send; {arguments.task} takes {wanted}"
-        raise BadFile(file="request", problem=problem, fix="add --image or --text")
-    return given
-
-
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        problem = error.strerror or "can't be read"
-        raise BadFile(file=path, problem=problem, fix="name a file that can be read") from error
+def _ask(arguments: argparse.Namespace, connection: Connection, given: Given) -> Response:
+    with Client(connection) as client:
+        response = client.submit_given(arguments.task, given, deadline_s=arguments.deadline).result()
+    if isinstance(response.failure, NotConnected):
+        raise response.failure
+    return response
 
 
 def _print(response: Response) -> None:
@@ -85,6 +55,16 @@ def _print(response: Response) -> None:
     for name, array in response.tensors.items():
         print(f"{name}: {array.dtype} {list(array.shape)}")
     for name, value in (result.answer or {}).items():
-        print(f"{name}: {json.dumps(value)}")
+        print(f"{name}: {_vectors(value) if name == 'embeddings' else json.dumps(value)}")
+    for sentence in (sentence for timing in result.timings for sentence in timing.notes):
+        print(f"note: {sentence}")
     path = " -> ".join(f"{t.node}@{t.device} {1000 * t.compute_s:.0f} ms" for t in result.timings)
     print(f"in {1000 * response.latency_s:.0f} ms: {path}")
+
+
+def _vectors(rows: JsonValue) -> str:
+    """Embeddings in a few words; ``--json`` has all numbers."""
+    found = rows if isinstance(rows, list) else []
+    first = found[0] if found and isinstance(found[0], list) else []
+    shown = ", ".join(f"{number:.4f}" for number in first[:4] if isinstance(number, int | float))
+    return f"{len(found)} of {len(first)} numbers: [{shown}, ...] (--json has all)"

@@ -62,15 +62,15 @@ def _show_errors(printed: Console, verdicts: Sequence[ErrorVerdict]) -> None:
 
 
 def _show_processes(printed: Console, verdicts: Sequence[Verdict]) -> None:
-    figures = ("seconds", "MB", "growth MB", "with the same modules MB", "threads", "files", "flat")
+    figures = ("seconds", "MiB", "growth MiB", "with the same modules MiB", "threads", "files", "flat")
     made = table("process", *figures, title="processes that lived long enough to judge", right=figures)
     for verdict in verdicts:
         made.add_row(
             verdict.process,
             f"{verdict.seconds:.0f}",
-            f"{verdict.memory_bytes / 1e6:.1f}",
-            f"{verdict.resident_growth_bytes / 1e6:+.2f}",
-            f"{verdict.growth_bytes / 1e6:+.2f}",
+            f"{verdict.memory_bytes / 2**20:.1f}",
+            f"{verdict.resident_growth_bytes / 2**20:+.2f}",
+            f"{verdict.growth_bytes / 2**20:+.2f}",
             f"{verdict.threads[0]:g} > {verdict.threads[1]:g}",
             f"{verdict.files[0]:g} > {verdict.files[1]:g}",
             yes_or_no(holds=verdict.flat),

@@ -6,44 +6,91 @@ import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TypeVar
 
 from pydantic import BaseModel
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
 
-from broker.arguments import connection_of
+from broker.protocol.errors import BadFile
 from broker.protocol.messages import MAX_COUNT, DeviceState, Route
-from broker.protocol.reports import Summary, TaskCounters
+from broker.protocol.reports import UNDELIVERED, Summary, TaskCounters
+from broker.protocol.sizes import mebibytes, show_count
 from broker.protocol.specs import TaskName
+from broker.protocol.topics import ALL_SITES, NOT_BRIDGED
+from broker.servers.access import site_at_core
 from broker.servers.lifetimes import lifetimes
-from s2m3.cli.arguments import add_connection, connected
-from s2m3.cli.output import console, megabytes, print_result, table
+from broker.transport.connection import Connection
+from broker.transport.retained import KNOWN_S
+from s2m3.cli.arguments import add_connection, connected, connection_of
+from s2m3.cli.output import clock, console, print_result, table
+from s2m3.cli.sites import every_site
+from s2m3.cli.status_sources import source_table, sources_document
 from s2m3.testbed.observer import Observer
 
 MINUTE_S = 60.0
 T = TypeVar("T")
+WATCH_S = 0.5  # between two pictures
 HEARTBEATS_S = 1.5  # heartbeats aren't retained: every agent sends one a second
 MOVED = ("moved from ", "took over from ")  # the reasons of modules that are not where they were first
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
+    parser.add_argument("--watch", action="store_true", help="show it again as it changes, until Ctrl-C")
     add_connection(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the site's state; 0 when an orchestrator is online and every task has a complete route."""
-    with connected(arguments) as observer:
+    if (connection := connection_of(arguments)).site == ALL_SITES:
+        return _everywhere(arguments, connection)
+    if arguments.watch:
+        return _watch(arguments)
+    with connected(arguments, sources=True) as observer:
         observer.wait_for(lambda seen: seen.leader is not None and seen.has_heartbeats(), HEARTBEATS_S)
-        ends = lifetimes(connection_of(arguments))
+        ends = lifetimes(connection)
         document = _document(observer) | (
             {"certificates": {each.owner: str(each.ends) for each in ends}} if ends else {}
         )
-        print_result(arguments, document, lambda _: _print(observer))
+        print_result(arguments, document, lambda _: console().print(shown(observer)))
         for warning in filter(None, (each.warning(datetime.now(UTC)) for each in ends)):
             print(f"s2m3: {warning}", file=sys.stderr)
-        return 0 if observer.leads and all(route.complete for route in observer.routes.values()) else 1
+        return 0 if _is_well(observer) else 1
+
+
+def _is_well(observer: Observer) -> bool:
+    served = all(route.complete for route in observer.routes.values())
+    return served and observer.leads and observer.bridge is not False
+
+
+def _everywhere(arguments: argparse.Namespace, core: Connection) -> int:
+    """Print the sites that are bridged to a core; 0 when all is well at each of them."""
+    if arguments.watch:
+        raise BadFile(file="--watch", problem="shows one site only", fix=f"name it: --site {site_at_core('NAME')}")
+    with every_site(core) as (_, sites):
+        for observer in sites.values():
+            observer.listen(KNOWN_S / len(sites))
+        documents = {name: _document(observer) for name, observer in sites.items()}
+        print_result(arguments, {"sites": documents}, lambda _: console().print(_overview(sites)))
+        return 0 if sites and all(map(_is_well, sites.values())) else 1
+
+
+def _overview(sites: Mapping[str, Observer]) -> RenderableType:
+    if not sites:
+        return "no site is bridged to this broker"
+    shown = table("site", "bridge", "orchestrator", "devices", "tasks", title="sites, as their bridges tell")
+    for name, observer in sites.items():
+        told = [standing_of(observer, device, state) for device, state in observer.devices.items()]
+        devices = f"{sum(each.startswith('online') for each in told)} of {len(told)} online"
+        tasks = "\n".join(f"{task}: {state_of(observer, each)}" for task, each in sorted(observer.routes.items()))
+        leader = "online" if observer.leads else "offline"
+        shown.add_row(name, "up" if observer.bridge else "down: the rest is from before", leader, devices, tasks)
+    return shown
 
 
 def summaries_of(observer: Observer, now: float) -> list[Summary]:
@@ -81,7 +128,8 @@ def _document(observer: Observer) -> dict[str, object]:
     def dump(message: BaseModel | None) -> object:
         return message.model_dump(mode="json", exclude_none=True) if message else None
 
-    return {
+    bridge = {} if observer.bridge is None else {"bridge": "up" if observer.bridge else "down"}
+    return bridge | {
         "orchestrator": observer.leader.model_dump(mode="json") if observer.leader else None,
         "devices": {
             name: {
@@ -96,23 +144,53 @@ def _document(observer: Observer) -> dict[str, object]:
         },
         "tasks": {name: dump(route) for name, route in sorted(observer.routes.items())},
         "statuses": {name: dump(status) for name, status in sorted(observer.statuses.items())},
+        "unanswered": dump(observer.unanswered.get("")) or {"unanswerable": {}},
+        "sources": sources_document(observer),
         "last_minute": {name: dump(each) for name, each in traffic_of(summaries_of(observer, time.time())).items()},
     }
 
 
-def _print(observer: Observer) -> None:
-    printed, leader = console(), observer.leader
+def _watch(arguments: argparse.Namespace) -> int:
+    """Show the site until Ctrl-C, at most once in ``WATCH_S``; 0."""
+    if arguments.json or not sys.stdout.isatty():
+        problem = "shows the site at a terminal only"
+        raise BadFile(file="--watch", problem=problem, fix="leave it out, or use s2m3 events --follow --json")
+    with suppress(KeyboardInterrupt), connected(arguments, sources=True) as observer:
+        observer.wait_for(lambda seen: seen.leader is not None and seen.has_heartbeats(), HEARTBEATS_S)
+        with Live(console=console(), auto_refresh=False, screen=True) as live:
+            while True:
+                live.update(_now(observer), refresh=True)
+                observer.listen(WATCH_S)
+                observer.sightings.clear()  # for replays; they would fill the memory
+    return 0
+
+
+def _now(observer: Observer) -> Group:
+    state = "" if observer.connected else "; no connection to the broker: what follows is old"
+    return Group(f"{datetime.now(UTC).astimezone():%H:%M:%S}, Ctrl-C ends it{state}", shown(observer))
+
+
+def shown(observer: Observer) -> Group:
+    """The site for people: a few lines, and its tables."""
+    parts: list[RenderableType] = []
+    if observer.is_at_core and observer.bridge is None:
+        parts.append(NOT_BRIDGED)
+    elif observer.bridge is not None:
+        old = "" if observer.bridge else ": what follows is from before"
+        parts.append(f"seen from the core; the site's bridge is {'up' if observer.bridge else 'down'}{old}")
+    leader = observer.leader
     state = "none" if leader is None else f"epoch {leader.epoch}, {'online' if leader.online else 'offline'}"
-    printed.print(f"orchestrator: {state}")
+    parts.append(f"orchestrator: {state}")
     if observer.left_out:
-        printed.print(f"the broker has more messages than are shown here: {observer.left_out} are left out")
+        parts.append(f"the broker has more messages than are shown here: {observer.left_out} are left out")
     if not observer.leads and observer.standings:
-        printed.print("no orchestrator leads: standings and task states are those that the last one published")
-    devices = table("device", "standing", "version", "engines", "memory (MB)", "modules", title="devices")
+        parts.append("no orchestrator leads: standings and task states are those that the last one published")
+    devices = table("device", "standing", "version", "engines", "memory (MiB)", "modules", title="devices")
     for name, device in sorted(observer.devices.items()):
-        version, standing = version_of(observer, name, device), standing_of(observer, name, device)
-        devices.add_row(name, standing, version, engines_of(device), *_held(observer, name, device))
-    printed.print(devices)
+        version = version_of(observer, name, device)
+        standing = "\n".join((standing_of(observer, name, device), *changes_of(device)))
+        devices.add_row(name, standing, version, engines_of(device), *held_by(observer, name, device))
+    parts.append(devices)
     now = time.time()
     summaries = summaries_of(observer, now)
     traffic = traffic_of(summaries)
@@ -123,13 +201,27 @@ def _print(observer: Observer) -> None:
         places = [f"{n}: {', '.join(d.device for d in node.devices) or 'loading'}" for n, node in route.nodes.items()]
         requests = _traffic(traffic.get(name), observer, name)
         doors = ", ".join(route.front_door)
-        tasks.add_row(name, state_of(observer, route), route.revision or "", doors, "\n".join(places), requests)
-    printed.print(tasks)
+        states = "\n".join((state_of(observer, route), *candidate_of(observer, name), *other_weights(observer, name)))
+        tasks.add_row(name, states, route.revision or "", doors, "\n".join(places), requests)
+    parts.append(tasks)
+    return Group(*parts, *_rest(observer))
+
+
+def _rest(observer: Observer) -> Iterator[Table]:
+    """The tables that not every site has: sources, unanswered requests, caches, moves."""
+    if (asking := source_table(observer)) is not None:
+        yield asking
+    if unanswered := observer.unanswered.get(""):
+        unknown = table("name in the topic", "requests", "reason", title="requests at names that no task has")
+        for name, counts in unanswered.unanswerable.items():
+            for reason, number in counts.items():
+                unknown.add_row(name or "(others)", str(number), reason)
+        yield unknown
     if caches := caches_of(observer):
-        kept = table("device", "nodes that took one", "outputs", "memory (MB)", title="outputs of equal work, kept")
+        kept = table("device", "nodes that took one", "outputs", "memory (MiB)", title="outputs of equal work, kept")
         for cache in caches:
             kept.add_row(*cache)
-        printed.print(kept)
+        yield kept
     moved = [
         (each.module, name, each.why)
         for name, assignment in sorted(observer.assignments.items())
@@ -140,7 +232,7 @@ def _print(observer: Observer) -> None:
         moves = table("module", "device", "reason", title="moves")
         for row in moved:
             moves.add_row(*row)
-        printed.print(moves)
+        yield moves
 
 
 def standing_of(observer: Observer, name: str, device: DeviceState) -> str:
@@ -149,16 +241,23 @@ def standing_of(observer: Observer, name: str, device: DeviceState) -> str:
     if standing is None:
         return "draining" if name in observer.drained and device.status == "online" else device.status
     if standing.standing == "online":
-        return "online"
+        lost = f": {standing.why}" if standing.why.startswith(UNDELIVERED) else ""
+        return f"online{_interval_of(observer, device)}{lost}"
     word, at = ("since", standing.since) if standing.until is None else ("until", standing.until)
-    return f"{standing.standing} {word} {_clock(at)}: {standing.why}"
+    return f"{standing.standing} {word} {clock(at)}: {standing.why}"
 
 
-def _clock(at: float) -> str:
-    try:
-        return f"{datetime.fromtimestamp(at, UTC).astimezone():%H:%M:%S}"
-    except (OverflowError, ValueError, OSError):
-        return f"{at:.0f} s after 1970"  # no leader's clock says so
+def changes_of(device: DeviceState) -> list[str]:
+    """The settings of a device that are other ones than at its start before, by its birth."""
+    return [f"new since its last start: {each}" for each in (device.about.changed if device.about else ())]
+
+
+def _interval_of(observer: Observer, device: DeviceState) -> str:
+    """How often a device's heartbeats come, if the orchestrator's option says another interval."""
+    own_s, leader = device.heartbeat_interval_s, observer.leader
+    if own_s is None or leader is None or own_s == leader.heartbeat_interval_s:
+        return ""
+    return f", a heartbeat every {own_s:g} s (the orchestrator's option says {leader.heartbeat_interval_s:g} s)"
 
 
 def version_of(observer: Observer, name: str, device: DeviceState) -> str:
@@ -172,33 +271,36 @@ def engines_of(device: DeviceState) -> str:
     if device.profile is None:
         return ""
     exports = len(device.profile.exports)
-    return "\n".join(device.profile.engines) + (f"\n({exports} exports)" if exports else "")
+    return "\n".join(device.profile.engines) + (f"\n({show_count(exports, 'export')})" if exports else "")
 
 
-def _held(observer: Observer, name: str, device: DeviceState) -> tuple[str, str]:
-    """The memory and the modules of a device by its last heartbeat; empty while it is offline."""
+def held_by(observer: Observer, name: str, device: DeviceState) -> tuple[str, str]:
+    """The memory and the modules of a device by its last heartbeat, or else its summary; empty while it is offline."""
     heartbeat, assignment = observer.heartbeats.get(name), observer.assignments.get(name)
-    if heartbeat is None or device.status == "offline":
+    if device.status == "offline":
         return "", ""
+    if heartbeat is None:
+        held = observer.summaries[name].modules.values() if name in observer.summaries else ()
+        return "", "\n".join(f"{each.module} ({each.error or each.state})" for each in held)
     assigned = assignment.modules if assignment else ()
     standby = {each.spec.key for each in assigned if each.role == "standby"}
     modules = [
         f"{held.module} ({'standby, ' if key in standby else ''}{held.error or held.state})"
         for key, held in heartbeat.modules.items()
     ]
-    memory = f"{megabytes(heartbeat.memory_used_bytes)} of {megabytes(heartbeat.memory_bytes)}"
+    memory = f"{mebibytes(heartbeat.memory_used_bytes)} of {mebibytes(heartbeat.memory_bytes)}"
     return memory, "\n".join(modules)
 
 
 def caches_of(observer: Observer) -> list[tuple[str, str, str, str]]:
-    """The output caches of the devices that are online and have run nodes: hits, outputs kept, and megabytes."""
+    """The output caches of the devices that are online and have run nodes: hits, outputs kept, and MiB."""
     online = {name for name, device in observer.devices.items() if device.status != "offline"}
     found = []
     for name, heartbeat in sorted(observer.heartbeats.items()):
         cache = heartbeat.output_cache
         if name in online and cache is not None and cache.hits + cache.computed:
             hits = f"{cache.hits} of {cache.hits + cache.computed}"
-            memory = f"{megabytes(cache.used_bytes)} of {megabytes(cache.limit_bytes)}"
+            memory = f"{mebibytes(cache.used_bytes)} of {mebibytes(cache.limit_bytes)}"
             found.append((name, hits, str(cache.outputs), memory))
     return found
 
@@ -210,6 +312,27 @@ def _traffic(counted: TaskCounters | None, observer: Observer, task: TaskName) -
     status = observer.statuses.get(task)
     lines += [f"{number} unanswerable: {why}" for why, number in status.unanswerable.items()] if status else []
     return "\n".join(lines)
+
+
+def candidate_of(observer: Observer, task: TaskName) -> list[str]:
+    """The lines about a revision of a task that was deployed, and isn't served yet."""
+    status = observer.statuses.get(task)
+    if status is None or (candidate := status.candidate) is None:
+        return []
+    name = f"revision {candidate.revision}" if candidate.revision else "the spec that was deployed last"
+    return [f"{name} is {candidate.state}" + (f": {candidate.why}" if candidate.why else "")]
+
+
+def other_weights(observer: Observer, task: TaskName) -> list[str]:
+    """The lines about devices that have other weights of a task's sources than the site first loaded."""
+    status = observer.statuses.get(task)
+    return [
+        f"{device} doesn't load its weights of {source}: their digest is {digest}, and the first was "
+        f"{status.digests[source].digest} ({', '.join(status.digests[source].devices)})"
+        for source, found in (status.other_digests.items() if status else ())
+        if status is not None and source in status.digests
+        for device, digest in sorted(found.items())
+    ]
 
 
 def state_of(observer: Observer, route: Route) -> str:

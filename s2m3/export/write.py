@@ -18,6 +18,7 @@ import torch
 from pydantic import JsonValue
 
 from broker.protocol.errors import BadFile, ModuleRefused
+from broker.protocol.sizes import show_count
 from broker.protocol.specs import ModuleName, ModuleSpec, NodeName, TaskSpec
 from broker.protocol.tensors import Array
 from edge_agent import catalog
@@ -74,7 +75,7 @@ def export(name: str, to: Path, precision: Precision, say: Say, *, most: int | N
     asked = {task.task: requests(task)[-(most or 0) :] for task in tasks}
     for task in tasks if wanted else ():
         nodes = [each for each, node in task.nodes.items() if only in {None, node.module}]
-        say(f"running {task.task} on torch: {len(asked[task.task])} requests")
+        say(f"running {task.task} on torch: {show_count(len(asked[task.task]), 'request')}")
         _observe(task, nodes, asked[task.task], loaded, works)
     modules = [
         {"module": module, **(reason or _export(works[module], to, precision, say))}

@@ -38,7 +38,7 @@ def deploy(observer: Observer, task: TaskSpec, timeout_s: float) -> dict[str, An
     since = len(observer.sightings)
     route = observer.deploy([task], timeout_s)[task.task]
     if route is None or not route.complete:
-        why = route.unavailable if route and route.unavailable else f"not within {timeout_s:g} s"
+        why = observer.why_refused(task) or (route and route.unavailable) or f"not within {timeout_s:g} s"
         raise NotServed(f"{task.task} is not served: {why}")
     if not observer.wait_for(lambda seen: bool(_ready(seen, {head})), HEARTBEAT_S):
         raise NotServed(f"{task.task} is served, but no device reports its head: look at `s2m3 status`")

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 
 from broker.files import load_spec
 from broker.protocol.errors import BadFile
+from broker.protocol.sizes import show_count
 from broker.protocol.specs import ID_PATTERN, InputSpec, ModuleSpec, NodeSpec, Source, TaskSpec
 from edge_agent.modules.families import heads
 from edge_agent.modules.weights import model_parts
@@ -78,7 +79,7 @@ def train(asked: Training, say: Callable[[str], object]) -> tuple[TaskSpec, dict
     split = Split()
     _check_data(dataset, encoder.task, next(iter(encoder.inputs.values())))
     chosen = evenly(dataset.size, asked.limit)
-    say(f"{len(chosen)} records through {encoder.task}")
+    say(f"{show_count(len(chosen), 'record')} through {encoder.task}")
     features, rows, labels = _features(split, encoder, dataset, chosen)
     fitting, trying = _parts(labels, dataset.classes, asked.seed)
     weight, bias = _fit(rows[fitting], labels[fitting], regularisation=asked.regularisation)
@@ -165,7 +166,7 @@ def _parts(labels: Labels, classes: Sequence[str], seed: int) -> tuple[list[int]
     for label, name in enumerate(classes):
         own = np.flatnonzero(labels == label)
         if len(own) < 2:  # noqa: PLR2004 - one to fit on, one to try on
-            problem = f"has {len(own)} records"
+            problem = f"has {show_count(len(own), 'record')}"
             raise BadFile(file=name, problem=problem, fix="give each class at least two records, or raise --limit")
         held_out.extend(random.permutation(own)[: max(1, round(HELD_OUT * len(own)))].tolist())
     chosen = set(held_out)

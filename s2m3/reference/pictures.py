@@ -54,6 +54,9 @@ class DemoRequest:
         texts = {name: RawInput(text.encode(), "text/plain") for name, text in self.texts}
         return {"image": picture(self.picture).raw} | texts
 
+    def __str__(self) -> str:
+        return self.picture
+
 
 def _shuffled(*texts: str) -> str:
     """The texts, one a line in alphabetical order, so that the position of the right one tells nothing."""

@@ -21,7 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from broker.files import inside
 from broker.protocol.errors import ModuleRefused
+from broker.protocol.specs import ModuleSpec
 from edge_agent.modules import FAMILIES
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.checkpoint import Checkpoint
@@ -85,7 +87,10 @@ class _Candidate:
 def scan(paths: Sequence[Path], dtype: str = "float32") -> list[Scanned]:
     """The checkpoints at or below paths, with modules in the dtype in which devices would hold them."""
     found = [each for path in paths for each in _find(path)]
-    return [each if isinstance(each, Scanned) else _scan(each, getattr(torch, dtype)) for each in found]
+    scanned = [each if isinstance(each, Scanned) else _scan(each, getattr(torch, dtype)) for each in found]
+    for each in scanned:
+        each.problems = list(dict.fromkeys(each.problems))  # such as one missing file, which several parts need
+    return scanned
 
 
 def report(scanned: Sequence[Scanned], dtype: str) -> dict[str, Any]:
@@ -142,11 +147,11 @@ def _find(path: Path) -> list[Path | Scanned]:
 
 
 def _below(directory: Path, depth: int) -> Iterator[Path]:
-    inside = sorted(each for each in directory.iterdir() if not each.name.startswith("."))
-    if any(each.name.endswith((".safetensors", *PICKLES)) or each.name == "config.json" for each in inside):
+    found = inside(directory)
+    if any(each.name.endswith((".safetensors", *PICKLES)) or each.name == "config.json" for each in found):
         yield directory
     elif depth:
-        for each in inside:
+        for each in found:
             if each.is_dir():
                 yield from _below(each, depth - 1)
 
@@ -187,12 +192,28 @@ def _scan(directory: Path, dtype: torch.dtype) -> Scanned:
     if not taken:
         scanned.problems.append(
             f"{directory} has no tensors of {', '.join(sorted(parts))}: its weights are not those of a "
-            f"{scanned.model_type}; fetch it again, or correct config.json"
+            f"{scanned.model_type}; fetch it again, or correct config.json{checkpoint.wrapped}"
         )
         return scanned
     unread = tuple({end for part in parts.values() for end in part.unread})
     scanned.unclaimed = sorted(name for name in names - taken if not name.endswith(unread))
     return scanned
+
+
+def families_of(checkpoint: Checkpoint) -> frozenset[str]:
+    """The families whose parts a checkpoint has, by the names and shapes of its tensors.
+
+    Raises:
+        ModuleRefused: it has no safetensors or no configuration, or no family knows its type; or parts don't fit.
+    """
+    model_type = checkpoint.model_type if checkpoint.files else ""
+    parts = {family: part for family, part in _all_parts() if model_type in part.prefixes}
+    if not parts:
+        raise ModuleRefused(f"no family knows models of type {model_type or 'unknown'}, which its config.json names")
+    found = _candidates(checkpoint, parts)
+    if found and all(each.problem for each in found):
+        raise ModuleRefused(found[0].problem)
+    return frozenset(each.family for each in found if not each.problem)
 
 
 def _candidates(checkpoint: Checkpoint, parts: model_parts.Parts) -> list[_Candidate]:
@@ -222,6 +243,16 @@ def _candidates(checkpoint: Checkpoint, parts: model_parts.Parts) -> list[_Candi
         return bool(each.problem), -known if each.problem else -numbers_of_file[FAMILIES[each.family]]
 
     return sorted(found, key=rank)
+
+
+def digest_of(spec: ModuleSpec, part: model_parts.AnyPart, checkpoint: Checkpoint) -> str:
+    """The identity by content of a module that a checkpoint has, as an agent computes it.
+
+    Raises:
+        ModuleRefused: it can't be read.
+    """
+    weights = _Weights(checkpoint, model_parts.tensor_names(part, checkpoint), getattr(torch, spec.dtype))
+    return model_parts.content_digest(spec.family, part, checkpoint, weights, spec.dtype)
 
 
 def _identified(checkpoint: Checkpoint, fit: _Candidate, dtype: torch.dtype) -> Found:

@@ -23,7 +23,7 @@ from broker.protocol.codec import (
 from broker.protocol.errors import RemoteProtocolError
 from broker.protocol.messages import NodeInputs, Plan, PlannedNode, Result
 from broker.protocol.specs import ModuleKey, NodeName, TaskSpec
-from broker.protocol.tensors import Array, Tensors, narrowed, widened
+from broker.protocol.tensors import Array, Tensors, embeddings, narrowed, widened
 from edge_agent import modules
 from edge_agent.modules import Module, Output, Value
 from edge_agent.runtime.runner import Runner
@@ -75,7 +75,8 @@ class Split:
                 if len(self._memory) > MAX_REMEMBERED:
                     del self._memory[next(iter(self._memory))]
             if node == task.output:
-                final = output
+                form = task.answer
+                final = Output(output.tensors, embeddings(output.tensors, form)) if form else output
             if any(node in other.needs for other in task.nodes.values()):
                 given = narrowed(output.tensors, task.wire)
                 self.sent_bytes += sum(array.nbytes for array in given.values())

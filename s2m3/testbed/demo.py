@@ -6,40 +6,32 @@ the system should have computed. The ``Report`` has the same as one document.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
-from typing import Literal, cast
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
 from broker.client import Response
-from broker.protocol.errors import ModuleRefused
 from broker.protocol.messages import AssignedModule
 from broker.transport.connection import Connection
-from edge_agent.config import STATE_DIR, AgentConfig
-from edge_agent.modules.weights import exports
+from edge_agent.config import AgentConfig
 from s2m3.catalogue import load_task
-from s2m3.export.compare import TOLERANCE, same_answer
+from s2m3.export.compare import TOLERANCE
 from s2m3.reference.pictures import REQUESTS, DemoRequest
 from s2m3.testbed import NO_CACHE
+from s2m3.testbed.engines import Engine, exported, is_equal
 from s2m3.testbed.observer import Observer, named
 from s2m3.testbed.replay.library import Answer, answers
 from s2m3.testbed.replay.timeline import Injected, look_at
 from s2m3.testbed.site import Site, SiteFailed
 
-Engine = Literal["torch", "onnx"]
 TASKS = ("pocket/classify", "pocket/zero-shot", "pocket/vqa")
 LARGEST = "pocket/vqa"  # has all modules of these
-EXPORTS = STATE_DIR / "exports"  # may be deleted: they are written again
 AGENTS = (  # three gateways: a fast small one, a slower large one, the slowest
     AgentConfig.model_validate({"id": "gw-a", "memory": "48MiB"}),
     AgentConfig.model_validate({"id": "gw-b", "memory": "160MiB", "speed": 0.5}),
@@ -64,13 +56,22 @@ class Report:
     ok: bool = False
 
 
-def run_demo(broker: str | Connection, console: Console, engine: Engine = "torch") -> Report:
+def run_demo(
+    broker: str | Connection,
+    console: Console,
+    engine: Engine = "torch",
+    *,
+    dashboard: bool = False,
+    then: Callable[[Site, Report], None] | None = None,
+) -> Report:
     """Run all steps; the report says whether they held.
 
     Args:
         broker: ``embedded``, ``mosquitto``, or the connection to a running one.
         console: where the steps are printed.
         engine: of the agents. The unsplit models run on torch.
+        dashboard: whether a page shows the site from the beginning.
+        then: called before the site ends.
 
     Raises:
         NotConnected: the running broker doesn't answer.
@@ -79,26 +80,17 @@ def run_demo(broker: str | Connection, console: Console, engine: Engine = "torch
     name = broker if isinstance(broker, str) else broker.url
     agents = [each.model_copy(update={"engine": engine}) for each in AGENTS]
     if engine == "onnx":
-        models = str(_exports(console))
+        models = str(exported([LARGEST], console.print))
         agents = [each.model_copy(update={"models": models}) for each in agents]
     console.print(f"starting a broker ({name}), an orchestrator and {len(AGENTS)} agents; {NO_CACHE} ...")
     with Site(broker, agents, name="demo") as site:
-        return _Demo(site, console, engine).run()
-
-
-def _exports(console: Console) -> Path:
-    """The directory of the exports of all modules; they are written if an earlier run didn't write them."""
-    wanted = {module.key for name in TASKS for module in load_task(name).modules.values()}
-    there: set[str] = set()
-    with suppress(ModuleRefused):
-        there = {exports.read(path).key for path in exports.found_in(EXPORTS)}
-    if not wanted <= there:
-        console.print(f"exporting the modules to {EXPORTS} ...")
-        command = [sys.executable, "-m", "s2m3", "models", "export", LARGEST, "--to", str(EXPORTS)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SiteFailed(f"`s2m3 {' '.join(command[3:])}` failed: {done.stdout}{done.stderr}")
-    return EXPORTS
+        if dashboard:
+            site.start_dashboard()
+            console.print(f"a page shows all of it: {site.page}")
+        report = _Demo(site, console, engine).run()
+        if then is not None:
+            then(site, report)
+        return report
 
 
 class _Demo:
@@ -133,7 +125,7 @@ class _Demo:
         return answers(REQUESTS)
 
     def _show_placement(self) -> None:
-        table = _table("placement", "module", "device", "MB", "used by", "why there")
+        table = _table("placement", "module", "device", "MiB", "used by", "why there")
         shared = footprint = 0
         for device, assigned in self._assigned("active"):
             users = [s.task for s in self._specs if any(m.key == assigned.spec.key for m in s.modules.values())]
@@ -142,15 +134,15 @@ class _Demo:
             shared += assigned.spec.memory_bytes
             held = self._site.observer.heartbeats[device].modules.get(assigned.spec.key)
             footprint += held.memory_bytes if held else assigned.spec.memory_bytes
-            size = f"{assigned.spec.memory_bytes / 1e6:.1f}"
+            size = f"{assigned.spec.memory_bytes / 2**20:.1f}"
             table.add_row(assigned.module, device, size, ", ".join(users), assigned.why)
         unshared = self._report.memory_bytes["unshared"]
         self._report.memory_bytes |= {"shared": shared, "footprint": footprint}
         self._console.print(table)
         self._console.print(
-            f"memory held for {len(self._specs)} tasks: {shared / 1e6:.1f} MB of weights, {unshared / 1e6:.1f} if "
+            f"memory held for {len(self._specs)} tasks: {shared / 2**20:.1f} MiB of weights, {unshared / 2**20:.1f} if "
             f"each task held its own: {100 * (1 - shared / unshared):.0f} % saved; they really occupy "
-            f"{footprint / 1e6:.1f} MB, as the devices measured it"
+            f"{footprint / 2**20:.1f} MiB, as the devices measured it"
         )
         for device, assigned in self._assigned("standby"):
             self._report.standby.setdefault(assigned.module, []).append(device)
@@ -250,15 +242,6 @@ class _Demo:
             self._report.placement_after.setdefault(assigned.module, []).append(device)
             table.add_row(assigned.module, device)
         self._console.print(table)
-
-
-def is_equal(engine: Engine, response: Response, wanted: Answer) -> bool:
-    """Whether a response has the wanted answer: bit for bit by torch, else the same text and nearly its score."""
-    answer = response.result.answer
-    if engine == "torch" or answer is None:
-        return response.ok and answer == wanted
-    one, other = (cast("float", each.get("score", 0.0)) for each in (answer, wanted))
-    return response.ok and same_answer(wanted, answer) and abs(one - other) <= TOLERANCE
 
 
 def _table(title: str, *columns: str) -> Table:

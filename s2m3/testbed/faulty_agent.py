@@ -1,8 +1,9 @@
 """An agent with faults from inside: ``python -m s2m3.testbed.faulty_agent --config FILE``.
 
-Owns three faults that no signal causes from outside. A forward pass that never ends, and a load that makes no progress:
+Owns four faults that no signal causes from outside. A forward pass that never ends, and a load that makes no progress:
 each waits for a file beside the agent's configuration, and the fault takes the file away: it comes once, and an agent
-that restarts is whole again. And a request that crashes every agent that computes it: its input ends with ``DEADLY``.
+that restarts is whole again. And what crashes every agent of the site: a request whose input ends with ``DEADLY``, and
+the load of a module whose key stands in the file ``DEADLY_LOADS`` beside the configuration.
 Everything else is the real agent.
 """
 
@@ -17,6 +18,7 @@ from typing import Any, Literal
 
 InnerFault = Literal["hang", "stall"]
 DEADLY = b"deadly"
+DEADLY_LOADS = "deadly.loads"
 
 
 def file_of(config: Path, fault: InnerFault) -> Path:
@@ -34,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = Path(arguments[arguments.index("--config") + 1])
     _fails(Runner, file_of(config, "hang"))
     _stands_still(Calibration, "load", file_of(config, "stall"), on_thread=".load[")
+    _crashes(Calibration, config.with_name(DEADLY_LOADS))
     return agent.main(arguments)
 
 
@@ -47,6 +50,18 @@ def _stands_still(owner: type, method: str, file: Path, *, on_thread: str) -> No
         return real(*arguments, **named)
 
     setattr(owner, method, faulty)
+
+
+def _crashes(calibration: type, file: Path) -> None:
+    """Let the load of a module end the process, if the file names its key."""
+    real: Callable[..., Any] = calibration.load  # type: ignore[attr-defined]
+
+    def faulty(self: Any, spec: Any, *more: Any) -> Any:  # noqa: ANN401 - as above
+        if file.is_file() and spec.key in file.read_text(encoding="utf-8").splitlines():
+            ctypes.string_at(0)
+        return real(self, spec, *more)
+
+    calibration.load = faulty  # type: ignore[attr-defined]
 
 
 def _fails(runner: type, file: Path) -> None:

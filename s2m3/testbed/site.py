@@ -10,27 +10,28 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
+from subprocess import PIPE, Popen, TimeoutExpired
 from typing import Self
 
 import yaml
 
 from broker.client import Client
 from broker.protocol.errors import BadFile, S2M3Error
-from broker.protocol.specs import TaskSpec
+from broker.protocol.specs import ModuleKey, TaskSpec
 from broker.servers.embedded import EmbeddedBroker
 from broker.servers.mosquitto import MosquittoBroker
+from broker.servers.ports import HOST, free_port, listens
 from broker.transport.connection import VARIABLES, Connection, parse_url
 from edge_agent.config import AgentConfig
-from s2m3.testbed.faulty_agent import InnerFault, file_of
+from s2m3.testbed.faulty_agent import DEADLY_LOADS, InnerFault, file_of
 from s2m3.testbed.observer import Observer
 from s2m3.testbed.proxy import LinkShape, Proxy
 
@@ -38,6 +39,7 @@ GOODBYE_S = 5.0
 SERVE_S = 120.0  # agents import torch, all at once, on as few cores as there are
 LOOK_S = 0.2  # between looks whether a process ended
 ORCHESTRATOR, SPARE = "orchestrator", "orchestrator-spare"  # the second one's name, where there is one
+DASHBOARD = "dashboard"
 
 
 class SiteFailed(S2M3Error):
@@ -62,6 +64,7 @@ class Site:
     logs: Path | None = None  # where what the processes print outlives the site; by default it goes with it
     spares: bool = True  # whether leftover memory is given to standby copies and replicas
     inner_faults: bool = False  # whether agents can fail from inside (``fail_inside``, or by a deadly request)
+    absent: Collection[str] = ()  # devices that aren't started with the others
     supervised: bool = False  # whether an agent that crashed is started again (``look_after``)
 
     prefix: str | None = field(default=None, init=False)  # of the topics, at a broker that others use too
@@ -73,7 +76,8 @@ class Site:
         self._configs = {config.id: config for config in self.agents}
         self._proxies: dict[str, Proxy] = {}
         self._own_broker: EmbeddedBroker | MosquittoBroker | None = None
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._processes: dict[str, Popen[bytes]] = {}
+        self._page_port = free_port()
         self.crashes: list[str] = []
         """The devices whose agents crashed, as often as they did."""
 
@@ -99,7 +103,8 @@ class Site:
             stack.callback(self.stop)
             self.start_orchestrator()
             for device in self._configs:
-                self.start_agent(device)
+                if device not in self.absent:
+                    self.start_agent(device)
             self._stack = stack.pop_all()
         return self
 
@@ -110,6 +115,11 @@ class Site:
     def url(self) -> str:
         """The broker's address."""
         return self.connection.url
+
+    @property
+    def plain_url(self) -> str:
+        """The broker's address for clients of MQTT 3.1.1: Mosquitto takes them at the same port."""
+        return self._own_broker.plain_url if isinstance(self._own_broker, EmbeddedBroker) else self.url
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -136,12 +146,58 @@ class Site:
         accelerator = "cpu" if config.accelerator == "auto" else config.accelerator  # answers are compared bit for bit
         config = config.model_copy(update={"state_dir": state, "cache": cache, "accelerator": accelerator})
         path = self._config_file(device)
-        path.write_text(yaml.safe_dump(config.model_dump(exclude_none=True)), encoding="utf-8")
+        path.write_text(yaml.safe_dump(config.model_dump(exclude_none=True, exclude_unset=True)), encoding="utf-8")
         self._start(device, ["s2m3.testbed.faulty_agent" if self.inner_faults else "edge_agent", "--config", str(path)])
+
+    def start_dashboard(self) -> None:
+        """Start the page of this site, and wait until it answers at ``page``.
+
+        Raises:
+            SiteFailed: it ended by itself, as without its extra, or doesn't answer in time.
+        """
+        self.start(DASHBOARD)
+        until_s = time.monotonic() + SERVE_S
+        while not listens(self._page_port):
+            self.check()
+            if time.monotonic() > until_s:
+                raise SiteFailed(f"the dashboard did not answer at {self.page} within {SERVE_S:g} s")
+            time.sleep(LOOK_S)
+
+    @property
+    def page(self) -> str | None:
+        """The address of the dashboard; None without one."""
+        return f"http://{HOST}:{self._page_port}" if DASHBOARD in self._processes else None
+
+    def reconfigure(self, device: str, **settings: object) -> None:
+        """Change a device's file; it counts from its next start on."""
+        self._configs[device] = AgentConfig.model_validate(
+            self._configs[device].model_dump(exclude_unset=True) | settings
+        )
+
+    def start(self, name: str) -> None:
+        """Start an agent, an orchestrator or the dashboard, whichever has this name."""
+        if name in self._configs:
+            self.start_agent(name)
+        elif name == DASHBOARD:
+            self._start(name, ["s2m3", "dashboard", "--port", str(self._page_port)])
+        else:
+            self.start_orchestrator(name)
+
+    def take_ended(self) -> list[str]:
+        """The processes that ended by themselves; they don't count as started any more."""
+        ended = [name for name, process in self._now() if process.poll() is not None]
+        for name in ended:
+            with self._processes.pop(name):
+                pass
+        return ended
 
     def fail_inside(self, device: str, fault: InnerFault) -> None:
         """Let a device's next forward pass never end (hang), or its next load make no progress (stall)."""
         file_of(self._config_file(device), fault).touch()
+
+    def make_deadly(self, *modules: ModuleKey) -> None:
+        """Let the load of these modules crash each agent that tries it."""
+        (self._directory / DEADLY_LOADS).write_text("\n".join(modules), encoding="utf-8")
 
     def pid(self, name: str) -> int:
         """The process id of the orchestrator or of a device's agent, for faults."""
@@ -223,6 +279,8 @@ class Site:
         self.look_after()
         for name, process in self._now():
             if (code := process.poll()) is not None and self._processes.get(name) is process:
+                if self.inner_faults and code == -signal.SIGSEGV:
+                    continue  # it crashed since the look
                 raise SiteFailed(f"{name} ended by itself with code {code}: {self._last_words(name)}")
 
     def wait_for(self, holds: Callable[[Observer], bool], timeout_s: float) -> bool:
@@ -271,21 +329,22 @@ class Site:
             otherwise = f"{', '.join(routes)} were not served"
             self.require(lambda seen: seen.serves(routes), until_s - time.monotonic(), otherwise)
             return
-        for task, route in routes.items():
+        for spec in specs:
+            route = routes[spec.task]
             if route is None or not route.complete:
-                why = route.unavailable if route else f"not served within {timeout_s:g} s"
-                raise SiteFailed(f"{task} could not be deployed: {why}")
+                why = self.observer.why_refused(spec) or (route and route.unavailable)
+                raise SiteFailed(f"{spec.task} could not be deployed: {why or f'not served within {timeout_s:g} s'}")
 
-    def _now(self) -> list[tuple[str, subprocess.Popen[bytes]]]:
+    def _now(self) -> list[tuple[str, Popen[bytes]]]:
         """The processes of this moment: another thread may kill and start some meanwhile."""
         return list(self._processes.items())
 
     def _start(self, name: str, arguments: list[str]) -> None:
         arguments += ["--connection", self._write_connection(name), "--until-stdin-closes"]
         with self._log_of(name).open("ab") as output:
-            self._processes[name] = subprocess.Popen(
+            self._processes[name] = Popen(
                 [sys.executable, "-m", *arguments],
-                stdin=subprocess.PIPE,
+                stdin=PIPE,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,  # a Ctrl-C in the terminal reaches only us, and we end them in order
@@ -330,7 +389,7 @@ class Site:
         raise BadFile(file="--broker", problem=problem, fix="use one of these")
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> bool:
+def _end(processes: Sequence[Popen[bytes]]) -> bool:
     """Ask them to end, all at once, and kill those that don't in time. Returns whether all ended by themselves."""
     for process in processes:
         process.terminate()
@@ -339,7 +398,7 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> bool:
         with process:
             try:
                 process.wait(max(0.0, until_s - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            except TimeoutExpired:
                 process.kill()
                 all_heard = False
     return all_heard

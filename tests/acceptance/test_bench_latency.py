@@ -16,6 +16,7 @@ devices: [{id: camera}]
 """
 
 
+@pytest.mark.long
 def test_a_cloud_behind_a_slow_line_takes_at_least_the_line_and_every_answer_is_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from s2m3.bench.memory import counts
 from s2m3.cli.main import main
+from s2m3.testbed import site
 
 
+@pytest.mark.long
 def test_both_sides_are_measured_and_answer_the_same(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr(site, "Popen", subprocess.Popen)  # a forked process shares memory that it would have alone
     path = tmp_path / "mixes.yaml"
     own = "small:\n  description: the smallest task\n  tasks: [pocket/classify]\n"
     path.write_text(counts.MIXES.read_text() + own)
@@ -40,3 +45,21 @@ def test_both_sides_are_measured_and_answer_the_same(
     parts = [process["memory"]["answered"]["uss_bytes"] for process in measured["split"].values()]
     assert measured["total"]["split"]["uss_bytes"] == sum(parts)
     assert measured["weights"] == "as pip delivers them"
+    one = measured["one_agent"]
+    assert one["peak_rss_bytes"] >= one["rss_bytes"] > one["uss_bytes"] > weights
+
+
+def test_onnx_is_measured_for_the_weights_of_pip_only(
+    exit_code: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(["bench", "memory", "--measure", "paper", "--engine", "onnx"]) == 2
+    assert "--engine: onnx is measured for weights that pip delivers; measure a mix" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_agents_with_onnx_are_measured_and_answer_the_same(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["--measure", "pocket", "--agents", "1", "--engine", "onnx", "--models", str(tmp_path)]
+    assert main(["bench", "memory", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "one onnx agent with all modules: " in printed
+    assert "answers that differ: none" in printed

@@ -10,13 +10,18 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from broker.client import Client
 from broker.protocol.client_ids import client_id
+from broker.protocol.errors import BrokerRefused, NotConnected
 from broker.servers.access import Account, Role
 from broker.servers.ports import HOST, free_port
+from broker.transport.connection import connection_file, read_connection
 from tests.patience import PATIENCE_S, until
 from tests.secured import Peer, SecuredSite
 
@@ -52,6 +57,24 @@ def s2m3(exit_code: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> C
 
 def agent(site: SecuredSite, *, data: bool = False) -> Peer:
     return Peer(site, "gw-a", login=site.login("gw-a", data=data), client_id=DATA_ID if data else CONTROL_ID)
+
+
+def test_the_python_client_raises_why_the_broker_refuses_it(site: SecuredSite) -> None:
+    account = read_connection(connection_file(site.folder("cam-1") / "connection.yaml"))
+    without = {"user": None, "password": None, "password_file": None}
+    wrong: dict[str, tuple[dict[str, Any], str | None]] = {
+        "it doesn't take the user cam-1 with this password": ({"password": "no", "password_file": None}, None),
+        "or not with the client id cam-9": ({}, "cam-9"),
+        "it wants a login": (without, None),
+        "wants a certificate of this client": ({"cert": None, "key": None}, None),
+    }
+    for sentence, (changed, name) in wrong.items():
+        with Client(replace(account, **changed), client_id=name) as client, pytest.raises(NotConnected) as raised:
+            client.ask("classify", image=b"\xff\xd8\xff", deadline_s=100 * PATIENCE_S)
+        assert sentence in str(raised.value)
+    with Client(account) as client, pytest.raises(BrokerRefused, match=r"requests/cam-1/.*Not authorized") as refused:
+        client.ask("zero-shot", image=b"\xff\xd8\xff", deadline_s=100 * PATIENCE_S)
+    assert "zero-shot" in refused.value.topic
 
 
 def test_init_writes_a_setup_whose_broker_starts_and_lets_its_clients_in(tmp_path: Path, s2m3: Cli) -> None:

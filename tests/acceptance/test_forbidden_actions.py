@@ -29,9 +29,13 @@ ACCOUNTS = (
     Account(Role.SENSOR, "cam-1", ("classify",)),
     Account(Role.SENSOR, "cam-2"),
     Account(Role.OBSERVER, "grafana"),
+    Account(Role.OBSERVER, "homeassistant", reads=("homeassistant/#",), writes=("homeassistant/#",)),
     Account(Role.SOURCES, "sources", reads=("frigate/#",), writes=("home/#",)),
     Account(Role.HTTP, "http"),
+    Account(Role.DASHBOARD, "dashboard"),
+    Account(Role.BRIDGE, "north"),
 )
+NORTH = f"sites/north/{P}"
 
 
 class May(NamedTuple):
@@ -50,8 +54,11 @@ MAY = {
     "orchestrator": May(f"{P}/tasks/t/route", f"{P}/devices/+/heartbeat", f"{P}/devices/gw-a/heartbeat"),
     "operator": May(f"{P}/tasks/t/spec", f"{P}/devices/+/heartbeat", f"{P}/devices/gw-a/heartbeat"),
     "grafana": May("", f"{P}/devices/+/heartbeat", f"{P}/devices/gw-a/heartbeat"),
+    "homeassistant": May("homeassistant/status", f"{P}/sources/+/answer", f"{P}/sources/door/answer"),
     "sources": May("home/door/who", "frigate/#", "frigate/door/person/snapshot"),
+    "north": May(f"{NORTH}/devices/gw-a/state", f"{NORTH}/tasks/+/spec", f"{NORTH}/tasks/t/spec"),
     "http": May(f"{P}/tasks/vqa/requests/http/1", f"{P}/clients/http/results/+", f"{P}/clients/http/results/1"),
+    "dashboard": May(f"{P}/devices/gw-a/drain", f"{P}/devices/+/heartbeat", f"{P}/devices/gw-a/heartbeat"),
 }
 
 OF_THE_ORCHESTRATOR = [
@@ -59,11 +66,14 @@ OF_THE_ORCHESTRATOR = [
     *("tasks/classify/route", "tasks/classify/status", "tasks/classify/revisions/0123456789ab"),
     *("devices/gw-a/assignment", "devices/gw-a/rebirth", "devices/gw-a/standing", "tensors/orchestrator/gw-a/r/n"),
 ]
-OF_THE_OPERATOR = ["tasks/classify/spec", "tasks/new/spec", "devices/gw-a/drain", "devices/gw-b/drain"]
+SPECS = ["tasks/classify/spec", "tasks/new/spec"]
+FORGETS = ["devices/gw-a/forget", "devices/gw-b/forget"]
+OF_THE_OPERATOR = [*SPECS, "devices/gw-a/drain", "devices/gw-b/drain", *FORGETS]
 OF_ANOTHER_DEVICE = [
     *("devices/gw-a/state", "devices/gw-a/heartbeat", "devices/gw-a/echo", "devices/gw-a/summary"),
     *("devices/gw-a/events", "devices/gw-a/traces/r", "tensors/gw-a/gw-b/r/n", "tensors/gw-a/gw-a/r/n"),
 ]
+OF_SOURCES = ["sources/state", "sources/running", "sources/spare", "sources/door/answer"]
 
 PUBLISH: dict[str, list[str]] = {
     "cam-1": [
@@ -75,6 +85,7 @@ PUBLISH: dict[str, list[str]] = {
         # requests: of another sensor, of another task, without a name, at another depth
         *("tasks/classify/requests/cam-2/1", "tasks/vqa/requests/cam-1/1", "tasks/classify/requests"),
         *("tasks/classify/requests/cam-1", "tasks/classify/requests/cam-1/1/2"),
+        *(*OF_SOURCES, "sources/door/spec", "sources/cam-1/answer", "sources/cam-1/spec"),
     ],
     "gw-b": [
         *(*OF_THE_ORCHESTRATOR, *OF_THE_OPERATOR, *OF_ANOTHER_DEVICE),
@@ -83,18 +94,29 @@ PUBLISH: dict[str, list[str]] = {
         # requests, and answers at another depth
         *("tasks/classify/requests", "tasks/classify/requests/cam-1/1", "tasks/classify/requests/gw-b/1"),
         *("clients/cam-1/results", "clients/cam-1/x/y", "clients/cam-1/results/1/2"),
+        *(*OF_SOURCES, "sources/door/spec"),
     ],
     "orchestrator": [
-        *("devices/gw-a/state", "devices/gw-a/heartbeat", "devices/gw-a/echo", "tensors/gw-a/gw-b/r/n"),
-        "devices/gw-a/traces/r",
+        *("devices/gw-a/heartbeat", "devices/gw-a/echo", "devices/gw-a/events", "tensors/gw-a/gw-b/r/n"),
+        *("devices/gw-a/traces/r", "devices/gw-a/forget", "sources/door/spec", *OF_SOURCES),
     ],
-    "operator": [*OF_THE_ORCHESTRATOR, *OF_ANOTHER_DEVICE, "clients/cam-1/results/1"],
+    "operator": [*OF_THE_ORCHESTRATOR, *OF_ANOTHER_DEVICE, "clients/cam-1/results/1", *OF_SOURCES],
+    "north": [*OF_THE_ORCHESTRATOR, *OF_THE_OPERATOR, *OF_ANOTHER_DEVICE, *OF_SOURCES, "sources/door/spec"],
+    "homeassistant": [*OF_THE_ORCHESTRATOR, *OF_THE_OPERATOR, *OF_ANOTHER_DEVICE, *OF_SOURCES, "sources/door/spec"],
     "sources": [
         *(*OF_THE_ORCHESTRATOR, *OF_THE_OPERATOR, *OF_ANOTHER_DEVICE),
+        *("sources/door/spec", "sources/sources/spec", "sources/door/answer/x"),
         *("tasks/classify/requests/cam-1/1", "tasks/classify/requests", "clients/cam-1/results/1"),
     ],
     "http": [
-        *(*OF_THE_ORCHESTRATOR, *OF_THE_OPERATOR, *OF_ANOTHER_DEVICE),
+        *(*OF_THE_ORCHESTRATOR, *OF_THE_OPERATOR, *OF_ANOTHER_DEVICE, *OF_SOURCES, "sources/door/spec"),
+        *("tasks/classify/requests/cam-1/1", "tasks/classify/requests", "clients/cam-1/results/1"),
+        # a device of its own name, answers to itself, requests at another depth
+        *("devices/http/state", "devices/http/heartbeat", "tensors/http/gw-a/r/n", "clients/http/results/1"),
+        *("tasks/classify/requests/http", "tasks/classify/requests/http/1/2"),
+    ],
+    "dashboard": [
+        *(*OF_THE_ORCHESTRATOR, *SPECS, *OF_ANOTHER_DEVICE, *OF_SOURCES, "sources/door/spec", "devices/gw-a/drain/x"),
         *("tasks/classify/requests/cam-1/1", "tasks/classify/requests", "clients/cam-1/results/1"),
     ],
 }
@@ -109,9 +131,23 @@ EXACT = {  # topics outside the site, written as they are
     ],
     "gw-b": ["home/door", "s2m3/v2/devices/gw-b/state", "p/s2m3/v1/devices/gw-b/state", "$SYS/x"],
     "orchestrator": ["home/door", "p/s2m3/v1/tasks/t/route"],
-    "operator": ["home/door", "p/s2m3/v1/tasks/t/spec"],
-    "sources": ["frigate/door/person/snapshot", "homes/x"],
+    "operator": [
+        *("home/door", "p/s2m3/v1/tasks/t/spec", f"{NORTH}/devices/gw-a/state", f"{NORTH}/orchestrator/state"),
+        *(f"{NORTH}/devices/gw-a/drain", f"{NORTH}/tasks/classify/requests/operator/1", f"{NORTH}/bridge/state"),
+    ],
+    "north": [
+        *("home/door", "sites/south/s2m3/v1/devices/gw-a/state", "sites/south/s2m3/v1/bridge/state"),
+        *(f"{NORTH}/tasks/classify/spec", "sites/all/s2m3/v1/tasks/classify/spec", f"{NORTH}/devices/gw-a/drain"),
+        *(f"{NORTH}/tensors/gw-a/gw-b/r/n", f"{NORTH}/tasks/classify/requests/cam-1/1"),
+        *(f"{NORTH}/clients/cam-1/results/1", f"{NORTH}/devices/gw-a/heartbeat", f"{NORTH}/sources/door/answer"),
+    ],
+    "homeassistant": [
+        *("home/door/who", "frigate/door/person/snapshot", "homeassistants/x"),
+        *("sites/all/s2m3/v1/tasks/classify/spec", f"{NORTH}/tasks/classify/spec"),
+    ],
+    "sources": ["frigate/door/person/snapshot", "homes/x", "homeassistant/device/s2m3/source_door/config"],
     "http": ["home/door"],
+    "dashboard": ["home/door"],
 }
 
 REQUESTS_READ = ["tasks/classify/requests/#", "tasks/+/requests/+/+", "tasks/classify/requests/cam-2/1"]
@@ -120,17 +156,24 @@ TENSORS_READ = ["tensors/#", "tensors/+/gw-a/+/+", "tensors/+/orchestrator/+/+"]
 DEVICES_READ = ["devices/+/state", "devices/+/heartbeat", "devices/#", "devices/gw-a/assignment"]
 TASKS_READ = ["tasks/classify/spec", "tasks/+/revisions/+", "tasks/+/status"]
 REPORTS_READ = ["devices/gw-a/summary", "devices/+/traces/+", "devices/+/events", "devices/+/standing"]
+SOURCES_READ = [
+    "sources/#",
+    "sources/+/spec",
+    "sources/+/answer",
+    *(f"sources/{each}" for each in ("state", "running", "spare")),
+]
 ALL_READ = ["#", "+/#", "+/v1/#", "$SYS/#", "$CONTROL/#", f"{P}/#"]
 
 SUBSCRIBE: dict[str, list[str]] = {
     "cam-1": [
         *(f"{P}/{each}" for each in (*REQUESTS_READ, *ANSWERS_READ, *TENSORS_READ, *DEVICES_READ, *TASKS_READ)),
         *(f"{P}/{each}" for each in (*REPORTS_READ, "tasks/+/route", "tasks/vqa/route", "orchestrator/events")),
+        *(f"{P}/{each}" for each in SOURCES_READ),
         *(*ALL_READ, f"$share/g/{P}/clients/+/results/+", f"$share/g/{P}/tasks/classify/requests/cam-1/+"),
     ],
     "gw-b": [
         *(f"{P}/{each}" for each in (*REQUESTS_READ, *ANSWERS_READ, *TENSORS_READ, *DEVICES_READ, *TASKS_READ)),
-        *(f"{P}/{each}" for each in (*REPORTS_READ, "devices/gw-a/echo", "orchestrator/heartbeat")),
+        *(f"{P}/{each}" for each in (*REPORTS_READ, *SOURCES_READ, "devices/gw-a/echo", "orchestrator/heartbeat")),
         *(*ALL_READ, f"$share/g/{P}/tensors/+/gw-a/+/+", f"$share/g/{P}/clients/+/results/+"),
         f"$share/vqa-1-1/{P}/tasks/vqa/requests/#",
         f"$share/g/{P}/tasks/+/requests/#",
@@ -140,17 +183,35 @@ SUBSCRIBE: dict[str, list[str]] = {
         *(f"{P}/{each}" for each in (*REQUESTS_READ, *TENSORS_READ)),
         *("#", "$CONTROL/#", f"$share/classify-1-1/{P}/tasks/classify/requests/#"),
     ],
+    "north": [
+        *(f"{P}/{each}" for each in (*REQUESTS_READ, *ANSWERS_READ, *TENSORS_READ, *DEVICES_READ, *TASKS_READ)),
+        *("#", "$SYS/#", "$CONTROL/#", "sites/#", "sites/+/s2m3/v1/tasks/+/spec", "sites/south/s2m3/v1/tasks/+/spec"),
+    ],
     "grafana": [
         *(f"{P}/{each}" for each in (*REQUESTS_READ, *ANSWERS_READ, *TENSORS_READ)),
         *("#", "$CONTROL/#", f"$share/classify-1-1/{P}/tasks/classify/requests/#"),
     ],
+    "homeassistant": [
+        *(f"{P}/{each}" for each in (*REQUESTS_READ, *ANSWERS_READ, *TENSORS_READ)),
+        *("#", "+/#", "home/#", "frigate/#", "$CONTROL/#", f"$share/classify-1-1/{P}/tasks/classify/requests/#"),
+    ],
     "sources": [
         *(f"{P}/{each}" for each in (*REQUESTS_READ, *ANSWERS_READ, *TENSORS_READ, *DEVICES_READ)),
+        *(f"{P}/{each}" for each in ("devices/+/traces/+", "devices/+/events", "sources/#", "tasks/+/status")),
         *("#", "$SYS/#", "$CONTROL/#", "home/#", f"$share/g/{P}/tasks/classify/requests/#"),
     ],
     "http": [
         *(f"{P}/{each}" for each in (*REQUESTS_READ, *ANSWERS_READ, *TENSORS_READ, *DEVICES_READ)),
         *("#", "$SYS/#", "$CONTROL/#", f"$share/g/{P}/tasks/classify/requests/#"),
+        *(
+            f"{P}/{each}"
+            for each in (*TASKS_READ, *REPORTS_READ, "tasks/classify/requests/cam-1/+", "orchestrator/events")
+        ),
+        *(f"$share/g/{P}/tasks/+/requests/#", f"$share/g/{P}/clients/+/results/+"),
+    ],
+    "dashboard": [
+        *(f"{P}/{each}" for each in (*REQUESTS_READ, *ANSWERS_READ, *TENSORS_READ)),
+        *("#", "$CONTROL/#", f"$share/classify-1-1/{P}/tasks/classify/requests/#"),
     ],
 }
 EVERYWHERE = [
@@ -158,7 +219,8 @@ EVERYWHERE = [
     *(f"{P}/tasks/{each}" for each in ("classify/requests/cam-2/1", "classify/requests", "vqa/requests/x/1")),
     *(f"{P}/{each}" for each in ("tasks/classify/requests/cam-1/1", "tasks/vqa/route", "clients/cam-2/results/1")),
     *(f"{P}/{each}" for each in ("tensors/gw-b/gw-a/r/n", "tensors/gw-b/orchestrator/r/n")),
-    *("home/door", "$CONTROL/x"),
+    *(f"{P}/{each}" for each in (*OF_SOURCES, "sources/door/spec")),
+    *("home/door", "frigate/door/person/snapshot", "$CONTROL/x", "sites/south/s2m3/v1/tasks/t/spec"),
 ]
 """Where the witness publishes, so that each filter above would deliver something."""
 
@@ -314,7 +376,9 @@ def test_its_will_isnt_published_elsewhere(site: SecuredSite, witness: Peer, who
     assert witness.heard(forbidden) == []
 
 
-@pytest.mark.parametrize("who", ["cam-1", "gw-b", "operator", "orchestrator", "grafana", "sources", "http"])
+@pytest.mark.parametrize(
+    "who", ["cam-1", "gw-b", "operator", "orchestrator", "grafana", "homeassistant", "sources", "http", "dashboard"]
+)
 def test_it_cant_change_accounts(site: SecuredSite, who: str) -> None:
     name = f"new-{who}"
     command = {"command": "createClient", "username": name, "password": "x", "roles": [{"rolename": "operator"}]}

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
+from broker.client import Client
 from broker.servers.access import Account, Role
+from broker.transport.connection import connection_file, read_connection
 from s2m3.cli.main import main
 from s2m3.reference.pictures import picture
 from tests.patience import PATIENCE_S, until
@@ -124,6 +126,28 @@ def test_a_sensor_asks_with_its_own_account_and_reads_its_answer(running: Runnin
     assert answer["answer"]["label"] == "missile"
 
 
+def test_the_python_client_asks_as_a_sensor(running: Running) -> None:
+    account = read_connection(connection_file(running.connection("cam-1")))
+    with Client(account) as client:
+        assert client.ask("classify", image=PHOTO, deadline_s=COMMAND_S).answer == "missile"
+
+
+def test_a_sensor_of_mqtt_3_1_1_asks_over_tls(running: Running) -> None:
+    where = running.broker.mosquitto_options("cam-2")
+    where[where.index("-V") + 1] = "mqttv311"
+    topic, reply_to = "s2m3/v1/tasks/classify/requests/cam-2/311", "s2m3/v1/clients/cam-2/results/311"
+    # One connection at a time has the account's client id: its session keeps the answer between the two commands.
+    subscribe = ["mosquitto_sub", *where, "-c", "-q", "1", "-t", reply_to]
+    subprocess.run([*subscribe, "-E"], check=True, timeout=COMMAND_S)
+    subprocess.run(
+        ["mosquitto_pub", *where, "-c", "-q", "1", "-t", topic, "-f", str(PHOTO)], check=True, timeout=COMMAND_S
+    )
+    read = [*subscribe, "-C", "1", "-W", str(round(COMMAND_S))]
+    done = subprocess.run(read, capture_output=True, timeout=COMMAND_S, check=True)
+    assert json.loads(done.stdout)["answer"]["label"] == "missile"
+    subprocess.run(["mosquitto_sub", *where, "-q", "1", "-t", reply_to, "-E"], check=True, timeout=COMMAND_S)  # forgets
+
+
 def test_plain_mosquitto_clients_are_sensors_over_tls(running: Running) -> None:
     where = running.broker.mosquitto_options("cam-2")
     reply_to, topic = "s2m3/v1/clients/cam-2/results/1", "s2m3/v1/tasks/classify/requests/cam-2/1"
@@ -176,3 +200,12 @@ def test_no_secret_is_in_any_output(running: Running) -> None:
     printed = [running.broker.log, *(running.log(name) for name in ("orchestrator", "gw-a", "gw-b"))]
     for path in printed:
         assert not any(secret in path.read_text() for secret in secrets), path
+
+
+def test_a_sensor_that_deploys_is_told_whose_account_may(running: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    # last, because the broker denies it
+    for command in (["deploy", "pocket/classify"], ["status"]):
+        assert main([*command, "--connection", running.connection("cam-2")]) == 1
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert "this account may not: use an operator's" in said

@@ -1,21 +1,29 @@
-"""No password appears anywhere: a whole site's output, messages and files, also of what goes wrong, at debug level."""
+"""No password appears anywhere: a whole site's output, messages and files, also of what goes wrong, at debug level.
+
+No token of the HTTP door and no payload of a request appears in any output or file, either.
+"""
 
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 import psutil
 import yaml
+from PIL import Image
 
 from broker.servers.mosquitto import MosquittoBroker
 from broker.transport.connection import Connection
@@ -26,11 +34,15 @@ from tests.patience import PATIENCE_S, until
 
 PASSWORDS = {name: f"pa#s/{name}?@ü{name}-7391" for name in ("orchestrator", "agent", "data", "operator", "wrong")}
 """By user; in a URL they are percent-encoded."""
+TOKEN = "to#ken/?@door-7391"  # noqa: S105 - it is sought in the logs
+PAYLOAD = "pay#load/?@ürgent-7391"
+UNSEEN = {"token": TOKEN, "payload": PAYLOAD}
+"""The secrets beside passwords; a payload is in messages, and nowhere else."""
 LOUD = """
 import logging, os, runpy, sys
 from broker import process
 log_to_stderr = process.log_to_stderr
-process.log_to_stderr = lambda level=None: log_to_stderr(level=logging.DEBUG)
+process.log_to_stderr = lambda log_format=None, level=None: log_to_stderr(log_format, level=logging.DEBUG)
 logging.basicConfig(level=logging.DEBUG)
 from broker.transport.link import Link
 flush, failed = Link._flush, set()
@@ -45,6 +57,8 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
 """A program that runs a module with its logs at debug level, and, if BUGGY is set, with a bug in each connection."""
 BUGGY = {"BUGGY": "yes"}
+OK = 200
+DOORS = ("metrics", "http", "dashboard")  # processes that answer HTTP
 
 
 def forms(secret: str) -> dict[str, str]:
@@ -137,7 +151,7 @@ def test_no_output_log_message_file_or_status_has_a_password(
         config |= {"broker": f"mqtt://127.0.0.1:{site.port}", "user": "agent", "password_file": "secret-agent"}
         config |= {"data_user": "data", "data_password_file": "secret-data"}
         (tmp_path / "gw-a.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-        own = ["edge_agent", "--config", str(tmp_path / "gw-a.yaml")]
+        own = ["edge_agent", "--config", str(tmp_path / "gw-a.yaml"), "--log-format", "console"]
         agent = site.command("agent", *own, variables=BUGGY, wait=False)
 
         # 1. commands, with the login in the environment, in a URL, and in a file
@@ -155,6 +169,11 @@ def test_no_output_log_message_file_or_status_has_a_password(
         for name, *words in (("status",), ("json", "--json")):
             found = site.command(name, "s2m3", "status", *words, variables=file)
             assert found.returncode == 0, site.printed(name)
+
+        for name, *words in (("events", "--seconds", "0.5"), ("trace", "--next", "classify", "--timeout", "0.5")):
+            site.command(name, "s2m3", name, *words, variables=file)
+        start_doors(site, environment)
+        ask_with_payloads(site, Path(photo), environment)
 
         # 2. what is wrong: passwords, addresses, files; in commands and services
         bad_urls = [
@@ -186,23 +205,67 @@ def test_no_output_log_message_file_or_status_has_a_password(
         until(lambda: "link_down" in site.printed("agent") and "link_down" in site.printed("orchestrator"))
         site.broker.start()
         until(lambda: site.printed("agent").count("link_up") > 2, 2 * PATIENCE_S)
-        for name in ("agent", "orchestrator", "bug"):
+        until(lambda: all("Traceback" in site.printed(name) for name in DOORS))
+        for name in ("agent", "orchestrator", "bug", *DOORS):
             assert "a bug with Connection(" in site.printed(name)
             assert "Traceback" in site.printed(name)
 
         assert not leaks("the agent's command line", " ".join(psutil.Process(agent.pid).cmdline()))
         assert not [leak for each in recorder.deliveries for leak in leaks(each.topic, _text(each))]
     assert all(leaks("the test itself", url) for url in bad_urls)
+    assert all(leaks("the test itself", secret, UNSEEN) for secret in UNSEEN.values())
     printed = [path for path in tmp_path.rglob("*") if path.is_file() and not path.name.startswith("secret-")]
     assert len(printed) > 20
-    assert not [leak for path in printed for leak in leaks(path.name, path.read_bytes().decode(errors="replace"))]
+    texts = [(path.name, path.read_bytes().decode(errors="replace")) for path in printed]
+    assert not [leak for name, text in texts for leak in leaks(name, text, PASSWORDS | UNSEEN)]
 
 
-def leaks(where: str, text: str) -> list[str]:
-    """The forms of passwords that a text has."""
+def start_doors(site: Watched, variables: dict[str, str]) -> None:
+    """Start the processes that answer HTTP, each with a bug in its connection; one wants a token."""
+    (site.folder / "secret-token").write_text(f"{TOKEN}\n", encoding="utf-8")
+    for number, name in enumerate(DOORS):
+        words = ["--port", "0", "--log-format", ("console", "json")[number % 2]]
+        words += ["--token-file", str(site.folder / "secret-token")] if name == "http" else []
+        site.command(name, "s2m3", name, *words, variables=variables | BUGGY, wait=False)
+
+
+def ask_with_payloads(site: Watched, photo: Path, variables: dict[str, str]) -> None:
+    """Ask with a picture that has the payload, with it where a picture is wanted, and for a task that isn't there."""
+    holding = site.folder / "secret-picture.jpg"
+    holding.write_bytes(commented(photo, PAYLOAD))
+    site.command("ask", "s2m3", "request", "classify", "--image", str(holding), variables=variables)
+    until(lambda: all("; Ctrl-C" in site.printed(name) for name in ("http", "dashboard")))
+    door, page = (re.findall(r"http://127.0.0.1:\d+", site.printed(name))[0] for name in ("http", "dashboard"))
+    until(lambda: posted(f"{door}/v1/tasks/classify", holding.read_bytes(), TOKEN) == OK, 2 * PATIENCE_S)
+    document = json.dumps({"image": PAYLOAD}).encode()
+    for task in ("classify", "nope"):
+        for token in (TOKEN, f"{TOKEN}x"):
+            for body in (holding.read_bytes(), PAYLOAD.encode(), document):
+                posted(f"{door}/v1/tasks/{task}", body, token)
+        posted(f"{page}/api/ask/{task}", document, TOKEN)
+
+
+def commented(photo: Path, text: str) -> bytes:
+    """A JPEG with a comment."""
+    with Image.open(photo) as image:
+        image.save(written := io.BytesIO(), "JPEG", comment=text.encode())
+    return written.getvalue()
+
+
+def posted(url: str, body: bytes, token: str) -> int:
+    """The status of the response; 0 for a refusal."""
+    headers = {"Authorization": f"Bearer {token}", "X-S2M3": "ask", "Content-Type": "application/octet-stream"}
+    asked = Request(url, body, headers)  # noqa: S310 - our own process
+    with suppress(HTTPError), urlopen(asked, timeout=2 * PATIENCE_S) as response:  # noqa: S310 - the same
+        return int(response.status)
+    return 0
+
+
+def leaks(where: str, text: str, secrets: Mapping[str, str] = PASSWORDS) -> list[str]:
+    """The forms of secrets that a text has."""
     return [
         f"{where}: that of {user}, {form}: ...{text[max(0, text.index(each) - 100) :][:200]}"
-        for user, secret in PASSWORDS.items()
+        for user, secret in secrets.items()
         for form, each in forms(secret).items()
         if each in text
     ]

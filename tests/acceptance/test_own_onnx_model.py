@@ -1,7 +1,8 @@
-"""docs/how-to/own-onnx-model.md, followed from its first to its last line; and a linear head on such an encoder."""
+"""The pages about models of one's own, followed from first to last line; and a linear head on such an ONNX encoder."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 import onnx
@@ -17,6 +18,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from broker.servers.ports import free_port
+from s2m3.cli.main import main
 from s2m3.export import write
 from s2m3.head.train import Training, train
 from tests.patience import PATIENCE_S, until
@@ -35,7 +37,7 @@ modules:
     output_bytes: 256
     prepare: {picture: {size: [8, 8], resample: box}}
 """
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "own-onnx-model.md"
+PAGES = Path(__file__).parents[2] / "docs" / "how-to"
 BLOCK = re.compile(r"```(python|sh|yaml)\n(.*?)```", re.DOTALL)
 
 
@@ -58,44 +60,71 @@ def answers(port: int) -> bool:
     return False
 
 
-def status(directory: Path, environment: dict[str, str]) -> str:
-    command = [sys.executable, "-m", "s2m3", "status"]
-    done = subprocess.run(command, cwd=directory, env=environment, text=True, capture_output=True, check=False)
-    return done.stdout
+def is_ready(port: int, devices: int = 1) -> bool:
+    """Whether an orchestrator leads, and so many devices send heartbeats: by s2m3 status, in this process."""
+    out = io.StringIO()
+    with redirect_stdout(out), redirect_stderr(io.StringIO()):
+        if main(["status", "--json", "--broker", f"mqtt://127.0.0.1:{port}"]) != 0:
+            return False
+    seen = json.loads(out.getvalue())
+    leads = bool(seen["orchestrator"] and seen["orchestrator"]["online"])
+    return leads and sum(bool(device["heartbeat"]) for device in seen["devices"].values()) >= devices
 
 
-def test_the_page_leads_to_an_answer(tmp_path: Path, running: ExitStack) -> None:
-    port = free_port()
-    own_places = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_STATE_HOME": str(tmp_path / "state")}
-    environment = os.environ | own_places | {"S2M3_BROKER": f"mqtt://127.0.0.1:{port}"}
-    said = ""
-    for kind, content in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
+def environment_of(directory: Path, port: int) -> dict[str, str]:
+    own_places = {"XDG_CACHE_HOME": str(directory / "cache"), "XDG_STATE_HOME": str(directory / "state")}
+    return os.environ | own_places | {"S2M3_BROKER": f"mqtt://127.0.0.1:{port}"}
+
+
+def follow(page: str, directory: Path, running: ExitStack, port: int) -> list[str]:
+    """Write the files of a page and run its commands; returns what each of these printed, of s2m3 request as JSON."""
+    environment, said = environment_of(directory, port), list[str]()
+    for kind, content in BLOCK.findall((PAGES / f"{page}.md").read_text(encoding="utf-8")):
         if kind != "sh":
             file = re.match(r"# (\S+)\n", content)
             assert file, content
-            (tmp_path / file[1]).write_text(content)
+            (directory / file[1]).write_text(content)
             continue
         for line in content.splitlines():
             own = line.partition("    #")[0].strip()
             if own.endswith(" &"):
                 arguments = own.removesuffix(" &").split()[1:]
-                more = ["--port", str(port)] if arguments == ["broker"] else []
-                start(running, [sys.executable, "-m", "s2m3", *arguments, *more], tmp_path, environment)
+                more = ["--port", str(port), "--port-311", "0"] if arguments == ["broker"] else []
+                start(running, [sys.executable, "-m", "s2m3", *arguments, *more], directory, environment)
                 if more:
                     until(lambda: answers(port))
                 continue
-            if " deploy " in own:  # which waits for an orchestrator, but not as long as a busy machine may need
-                until(lambda: ", online" in status(tmp_path, environment))
-            command = own.replace("s2m3 ", f"{sys.executable} -m s2m3 ").replace(
-                "python make", f"{sys.executable} make"
-            )
-            command += " --json" if "request" in command else ""
+            if " deploy " in own:  # which waits for both, but not as long as a busy machine may need
+                until(lambda: is_ready(port))
+            if " export " in own:  # the page says when
+                until(lambda: is_ready(port, devices=2))
+            command = re.sub("^s2m3 ", f"{sys.executable} -m s2m3 ", own)
+            command = command.replace("python make", f"{sys.executable} make")
+            command += " --json" if own.startswith("s2m3 request") else ""
             done = subprocess.run(
-                ["sh", "-c", command], cwd=tmp_path, env=environment, text=True, capture_output=True, check=False
+                ["sh", "-c", command], cwd=directory, env=environment, text=True, capture_output=True, check=False
             )
             assert done.returncode == 0, (own, done.stdout, done.stderr)
-            said = done.stdout
-    assert json.loads(said)["answer"]["label"] == "7"
+            said.append(done.stdout)
+    return said
+
+
+@pytest.mark.parametrize(("page", "label"), [("own-onnx-model", "7"), ("own-checkpoint", "night")])
+def test_the_page_leads_to_an_answer(page: str, label: str, tmp_path: Path, running: ExitStack) -> None:
+    said = follow(page, tmp_path, running, free_port())
+    assert json.loads(said[-1])["answer"]["label"] == label
+
+
+@pytest.mark.long
+def test_the_page_about_what_if_goes_on_with_the_site_of_the_onnx_model(tmp_path: Path, running: ExitStack) -> None:
+    port = free_port()
+    follow("own-onnx-model", tmp_path, running, port)
+    said = follow("what-if", tmp_path, running, port)
+    exported, died, joined = said[1], said[-2], said[-1]
+    assert exported.startswith("site: 2 devices (gw-a, gw-b) and 1 task (digits)")
+    assert "what if gw-a dies?" in exported
+    assert "kill gw-a: It served " in died or "kill gw-a: It served no task: it held only standby copies of" in died
+    assert "join gw-a-2: Its first heartbeat came after" in joined
 
 
 def test_a_linear_head_is_fitted_on_an_encoder_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

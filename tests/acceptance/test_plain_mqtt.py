@@ -18,6 +18,10 @@ from tests.patience import PATIENCE_S
 
 WAIT_S = str(round(PATIENCE_S))
 SAFETENSORS = ("-D", "publish", "content-type", "application/vnd.safetensors")
+TRACEPARENT = (
+    *("-D", "publish", "user-property"),
+    *("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+)
 Ask = Callable[..., Any]
 
 
@@ -80,7 +84,7 @@ def test_several_inputs_travel_as_one_safetensors_document(ask: Ask, jpeg: Path)
 @pytest.mark.parametrize(
     ("task", "payload", "more", "code", "says"),
     [
-        ("classify", b"a text, not a picture", (), "bad_input", "send a JPEG or PNG"),
+        ("classify", b"a text, not a picture", (), "bad_input", "send a JPEG, PNG or WebP"),
         ("classify", b"", (), "bad_input", "the payload is empty"),
         ("nope", b"\xff\xd8", (), "no_route", "s2m3 deploy"),
         ("zero-shot", b"\xff\xd8", ("-D", "publish", "content-type", "image/jpeg"), "bad_input", "text is missing"),
@@ -113,9 +117,10 @@ def test_a_plain_subscriber_sees_what_the_site_thinks_of_itself(site: Site, ask:
     ]
     traces = [*where, "-t", "s2m3/v1/devices/+/traces/+", "-C", "1", "-W", WAIT_S]
     with subprocess.Popen(traces, stdout=subprocess.PIPE) as viewer:
-        asked = {ask("classify", jpeg.read_bytes())["request"]}  # nothing tells when the viewer has subscribed
+        asked = set()  # nothing tells when the viewer has subscribed
         while viewer.poll() is None:
-            asked.add(ask("classify", jpeg.read_bytes())["request"])
+            asked.add(ask("classify", jpeg.read_bytes(), *TRACEPARENT)["request"])
         message = json.loads(viewer.communicate()[0])
     assert message["topic"].rpartition("/")[2] in asked
+    assert json.loads(message["payload"])["traceparent"] == TRACEPARENT[-1]
     assert json.loads(message["payload"])["outcome"] == "answered"

@@ -22,7 +22,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from broker.protocol.codec import decode, encode
-from broker.protocol.messages import AssignedModule, Assignment, Heartbeat, HeldModule
+from broker.protocol.messages import AssignedModule, Assignment, FirstLoad, Heartbeat, HeldModule
 from broker.protocol.specs import ModuleSpec, Source
 from broker.protocol.topics import DEVICE_ASSIGNMENT
 from broker.transport.port import Delivery, Outgoing
@@ -93,11 +93,12 @@ def reported(recorder: Any) -> Iterator[Callable[..., dict[str, HeldModule]]]:
     """Assigns modules to a running agent, and says what its heartbeat tells of them once none is loading."""
     generation = 0
 
-    def report(*names: str) -> dict[str, HeldModule]:
+    def report(*names: str, first_load: FirstLoad | None = None) -> dict[str, HeldModule]:
         nonlocal generation
         generation += 1
         modules = tuple(
-            AssignedModule(module=f"vision/{number}", spec=vision(name)) for number, name in enumerate(names)
+            AssignedModule(module=f"vision/{number}", spec=vision(name), first_load=first_load)
+            for number, name in enumerate(names)
         )
         assignment = Assignment(epoch=1, generation=generation, modules=modules)
         listener.publish(Outgoing(DEVICE_ASSIGNMENT.at(PREFIX, device="gw-a"), encode(assignment), retain=True))
@@ -165,6 +166,28 @@ def test_bad_checkpoints_fail_each_with_its_file_and_what_to_do_and_the_others_s
         assert fix in held.error
         assert "\n" not in held.error
     assert reported(GOOD)[GOOD].state == "ready", "it obeys the next assignment"
+
+
+def test_a_device_reports_the_digest_that_it_loads_and_refuses_another_than_the_sites_first_one(
+    models: Path, reported: Callable[..., dict[str, HeldModule]]
+) -> None:
+    loaded = reported(GOOD)[GOOD]
+    assert loaded.digest is not None
+    other = spoiled(models, "bad/other") / "model.safetensors"
+    tensors = load_file(other)
+    tensors["vision_model.post_layernorm.bias"] += 1
+    save_file(tensors, other)
+    found = reported(GOOD, "bad/other", first_load=FirstLoad(digest=loaded.digest, devices=("gw-b",)))
+    assert found[GOOD].state == "ready"
+    held = found["bad/other"]
+    assert (held.state, held.memory_bytes) == ("failed", 0)
+    assert held.digest not in {None, loaded.digest}, "the orchestrator hears what was found"
+    source = vision("bad/other").source
+    assert held.error == (
+        f"vision/1: the weights of {source} have the digest {held.digest} here, and gw-b first loaded {loaded.digest} "
+        f"from the same source: if those here are right, write digest: {held.digest} into the task file; else bring "
+        "the first ones here"
+    )
 
 
 def test_a_hub_that_is_away_or_may_not_be_asked_fails_a_module_with_two_ways_out(

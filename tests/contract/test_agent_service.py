@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -103,12 +104,13 @@ class World:
         served = route("echo", {"node": route_node(SPEC.key, ("image",), able("gw-a", compute_s=0.01))})
         self.publish(TASK_ROUTE.at(PREFIX, task="echo"), encode(served))
 
-    def ask(self, payload: bytes = b"x") -> Result:
+    def ask(self, payload: bytes = b"x", traceparent: str | None = None) -> Result:
         topic = f"{PREFIX}/clients/observer/results/1"
         self.received.clear()
         # the agent joins its share group in its own thread: publish until it takes the request
         while True:
             message = Outgoing(TASK_REQUESTS.at(PREFIX, task="echo"), payload, response_topic=topic, expiry_s=EXPIRY_S)
+            message = replace(message, traceparent=traceparent)
             self.observer.publish(message)
             with self.broker.lock:
                 if self.broker.receivers(message.topic) != [self.broker.connected["observer"]]:
@@ -197,6 +199,34 @@ def test_a_late_will_of_an_earlier_process_is_corrected(start: Callable[..., Wor
     world.received.wait_for(
         lambda event: getattr(event, "topic", "") == state and decode(DeviceState, event.payload).status == wanted
     )
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"status": "offline"},
+        {"status": "draining"},
+        {"profile": profile(1)},
+        {"session": 1, "profile": profile(1)},
+        {"session": 1, "status": "draining"},
+    ],
+    ids=["its end", "its drain", "a small one", "another session", "its drain, in another session"],
+)
+def test_a_device_whose_state_another_client_wrote_announces_itself_once_under_a_new_session(
+    start: Callable[..., World], lie: dict[str, Any]
+) -> None:
+    world, topic = start(), DEVICE_STATE.at(PREFIX, device="gw-a")
+    world.await_link_measured()
+    session = world.heartbeat().session
+    world.received.clear()
+    wrong = DeviceState(status="online", session=session, profile=PROFILE).model_copy(update=lie)
+    world.publish(topic, encode(wrong))
+    after = world.heartbeat(lambda seen: seen.session != session, count=3).session
+    states = [decode(DeviceState, event.payload) for event in world.received.deliveries if event.topic == topic]
+    assert states[0] == wrong
+    assert {each.status for each in states[1:]} == {"online"}
+    assert {each.session for each in states[1:]} == {after}
+    assert PROFILE.memory_bytes == max(each.profile.memory_bytes for each in states[1:] if each.profile)
 
 
 def test_a_rebirth_request_is_answered_with_the_profile_and_a_heartbeat(start: Callable[..., World]) -> None:
@@ -297,10 +327,12 @@ def test_the_life_of_a_module_is_published_and_not_retained(start: Callable[...,
 def test_the_trace_of_a_request_is_published_and_not_retained(start: Callable[..., World]) -> None:
     world = start()
     world.serve()
-    request = world.ask().request
+    parent = f"00-{'4b' * 16}-{'0f' * 8}-01"
+    request = world.ask(traceparent=parent).request
     topic = DEVICE_TRACES.at(PREFIX, device="gw-a", request=request)
     trace = decode(Trace, world.received.wait_for(lambda event: getattr(event, "topic", "") == topic).payload)
     assert (trace.task, trace.outcome, set(trace.nodes)) == ("echo", "answered", {"node"})
+    assert trace.traceparent == parent
     assert topic not in world.broker.retained
 
 
@@ -583,7 +615,7 @@ def test_a_module_larger_than_its_spec_is_refused_with_the_reason_and_the_agent_
     world = start(Measurable(), footprint=101)
     world.assign(SPEC)
     failed = world.heartbeat(lambda seen: state_of(seen) == "failed")
-    assert "really occupies 101 bytes and 100 of 100 are free" in str(failed.modules[SPEC.key].error)
+    assert "really occupies 101 bytes and 100 bytes of 100 bytes are free" in str(failed.modules[SPEC.key].error)
     assert failed.memory_used_bytes == 0
     world.footprint = 100
     world.assign(SPEC, generation=2)

@@ -10,6 +10,8 @@ import hashlib
 import http.server
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,12 +24,14 @@ import pytest
 from huggingface_hub import constants
 
 from broker.protocol.codec import decode, encode
-from broker.protocol.errors import ModuleRefused
+from broker.protocol.errors import BadFile, ModuleRefused
 from broker.protocol.messages import Heartbeat
+from broker.protocol.sizes import show_bytes
 from broker.protocol.specs import ModuleSpec, Source
 from broker.protocol.topics import DEVICE_ASSIGNMENT
 from broker.transport.port import Delivery, Outgoing
 from edge_agent import modules
+from edge_agent.__main__ import main as agent_main
 from edge_agent.modules.weights import downloads, hub
 from edge_agent.modules.weights.allowed import AllowedWeights, allow
 from edge_agent.modules.weights.digests import DigestDiffers
@@ -222,9 +226,7 @@ def test_no_header_makes_a_path_outside_of_the_cache(
 
 def test_a_file_that_is_announced_too_large_is_not_asked_for(answers: Answers) -> None:
     answers.head = {"Content-Length": str(LIMIT_BYTES + 1)}
-    with pytest.raises(
-        ModuleRefused, match=rf"have {LIMIT_BYTES + 1} bytes or more, .* may have {LIMIT_BYTES} by its mem"
-    ):
+    with pytest.raises(ModuleRefused, match=r"have 976\.563 KiB or more, .* may have 976\.562 KiB by its mem"):
         fetch()
     assert [method for method, *_ in answers.asked] == ["HEAD"]
 
@@ -239,16 +241,14 @@ def endless(handler: http.server.BaseHTTPRequestHandler) -> None:
 
 def test_a_file_without_an_end_is_given_up_at_the_limit_and_removed(answers: Answers, tmp_path: Path) -> None:
     answers.get = endless
-    with pytest.raises(
-        ModuleRefused, match=f"a download for this module may have {LIMIT_BYTES} .*write download_bytes:"
-    ):
+    with pytest.raises(ModuleRefused, match=r"a download for this module may have 976\.6 KiB .*write download_bytes:"):
         fetch()
     assert kept(tmp_path) == []
 
 
 def test_the_limit_is_of_all_files_of_a_load_together(answers: Answers) -> None:
     assert answers.get is None
-    with pytest.raises(ModuleRefused, match=f"have {2 * len(CONTENT)} bytes or more"):
+    with pytest.raises(ModuleRefused, match=f"have {show_bytes(2 * len(CONTENT))} or more"):
         fetch(len(CONTENT) + 1, "config.json", "merges.txt")
     assert fetch(0) == fetch(0), "what is there already counts as nothing"
 
@@ -338,7 +338,8 @@ def test_a_disk_that_fills_up_ends_a_download_whatever_its_size(
     free = iter([10**9, 10**9, 10**9, downloads.DISK_RESERVE_BYTES - 1])
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=next(free)))
     answers.get, answers.head = endless, {"ETag": '"abc"'}
-    with pytest.raises(ModuleRefused, match=f"the download goes on, and {downloads.DISK_RESERVE_BYTES - 1} are free"):
+    free_bytes = f"{downloads.DISK_RESERVE_BYTES - 1:,}"
+    with pytest.raises(ModuleRefused, match=f"the download goes on, and {free_bytes} bytes are free"):
         fetch(10**9)
     assert kept(tmp_path) == []
 
@@ -440,3 +441,52 @@ def test_an_agent_reports_a_source_that_is_not_allowed_with_the_line_to_write(an
     assert f"hub:org/name@{COMMIT}#vision is not allowed on this device" in held.error
     assert "write weights: {hub: [catalogue, org/name]} in the agent's file" in held.error
     assert not answers.asked
+
+
+def test_a_mirror_of_the_hub_is_asked_by_its_variable(tmp_path: Path) -> None:
+    """The client reads HF_ENDPOINT when a process starts; the agent's checks are the same for a mirror."""
+    script = (
+        "from broker.protocol.specs import Source; from edge_agent.modules.weights import hub; "
+        "from edge_agent.modules.weights.allowed import AllowedWeights, allow; allow(AllowedWeights(hub=('org',))); "
+        f"source = Source(hub='org/name', part='vision', revision='{COMMIT}'); "
+        "print(hub.repository(source).required('config.json'))"
+    )
+    state = Answers()
+    with served(state) as endpoint:
+        mirror = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), hub.DIRECTORY_VARIABLE: ""}
+        command = [sys.executable, "-c", script]
+        found = subprocess.run(command, env=os.environ | mirror, check=True, capture_output=True, text=True)
+    assert Path(found.stdout.strip()).read_bytes() == CONTENT
+    assert {path for _, path, _ in state.asked} == {f"/org/name/resolve/{COMMIT}/config.json"}
+
+
+@pytest.mark.parametrize("endpoint", ["mirror.lan", "", "ftp://mirror.lan", "http://", "https://me:secret@mirror.lan"])
+def test_a_wrong_mirror_is_refused_in_one_line_that_shows_no_login(
+    endpoint: str, answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(BadFile, match=r"^HF_ENDPOINT: ") as e:
+        hub.check_endpoint()
+    assert "secret" not in str(e.value)
+    assert "\n" not in str(e.value)
+    with pytest.raises(ModuleRefused, match=r"^HF_ENDPOINT: "):
+        fetch()
+    assert not answers.asked
+
+
+def test_an_agent_with_a_wrong_mirror_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "mirror.lan")
+    monkeypatch.setattr("edge_agent.__main__.share_one_heap", lambda: None)  # this process serves other tests, too
+    (tmp_path / "gw-a.yaml").write_text(f"id: gw-a\nstate_dir: {tmp_path}\n")
+    assert agent_main(["--config", str(tmp_path / "gw-a.yaml")]) == 2
+    said = "edge_agent: HF_ENDPOINT: is 'mirror.lan', not the address of a mirror; write https://host"
+    assert said in capsys.readouterr().err
+
+
+def test_a_mirror_that_is_away_is_named(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.lan/hub")
+    answers.head_status = 503
+    with pytest.raises(ModuleRefused, match=r"no network for https://mirror\.lan/hub \(HF_ENDPOINT\), "):
+        fetch()

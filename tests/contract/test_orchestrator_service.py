@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from broker.leader_watch import LEADER_INTERVAL_S, SILENT_AFTER_INTERVALS
 from broker.protocol import topics
 from broker.protocol.codec import JSON, decode, encode
 from broker.protocol.errors import BadFile, RemoteProtocolError
@@ -53,14 +54,13 @@ from orchestrator.events import Action, Event, HeartbeatReceived, Overslept, Tas
 from orchestrator.leadership import leader_files
 from orchestrator.leadership.leader_files import LeaderFiles
 from orchestrator.leadership.orders import Orders
-from orchestrator.leadership.standby import LEADER_INTERVAL_S, SILENT_AFTER_INTERVALS
 from orchestrator.service import Orchestrator
 from orchestrator.state import Pace, State
 from tests.builders import InlinePlanner, chain, module, profile
 from tests.full_mailboxes import FullMailboxes
 from tests.patience import until
 
-NEVER_SILENT_S = 600.0  # a heartbeat interval that no test reaches
+NEVER_SILENT_S = 60.0  # the longest heartbeat interval: three of them are more than any test takes
 UNHURRIED = Pace(calm_s=600.0, review_s=600.0)  # without spares and planned moves
 VISION = module("vision", memory_bytes=60)
 TASK = chain("classify", VISION, image_bytes=1000)
@@ -617,8 +617,8 @@ def test_an_undeployed_task_does_not_come_back_after_restarts(
     assert not [event for event in heard if event.payload]
 
 
-@pytest.mark.parametrize("stored", ["of another broker", "of an earlier term", "damaged"])
-def test_stored_tasks_of_another_broker_or_an_earlier_term_and_damaged_ones_are_left_out(
+@pytest.mark.parametrize("stored", ["of another site", "of an earlier term", "damaged"])
+def test_stored_tasks_of_another_site_or_an_earlier_term_and_damaged_ones_are_left_out(
     memory: World, memory_broker: MemoryBroker, stored: str
 ) -> None:
     memory.deploy()
@@ -630,8 +630,8 @@ def test_stored_tasks_of_another_broker_or_an_earlier_term_and_damaged_ones_are_
     assert [task["spec"]["task"] for task in content["tasks"]] == ["classify"]
     if stored == "damaged":
         file.write_text('{"tasks": [', encoding="utf-8")
-    elif stored == "of another broker":
-        file.write_text(json.dumps(content | {"broker": "mqtt://other"}), encoding="utf-8")
+    elif stored == "of another site":
+        file.write_text(json.dumps(content | {"prefix": "another/site"}), encoding="utf-8")
     else:  # as earlier versions stored them
         old = {"epoch": 0, "broker": "mqtt://unused", "prefix": memory.prefix, "tasks": [TASK.model_dump(mode="json")]}
         file.write_text(json.dumps(old), encoding="utf-8")
@@ -646,7 +646,7 @@ def test_stored_tasks_of_another_broker_or_an_earlier_term_and_damaged_ones_are_
 def test_orders_outlive_the_ends_of_broker_leader_and_disk_by_the_standbys_copy(
     memory: World, memory_broker: MemoryBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.leadership.standby.RECONNECT_S", 0.5)  # the leader won't connect in time
+    monkeypatch.setattr("broker.leader_watch.RECONNECT_S", 0.5)  # the leader won't connect in time
     memory.deploy()
     first = memory.lead()
     memory.hear_route(lambda route: route.unavailable is not None)
@@ -708,7 +708,7 @@ def test_the_last_five_revisions_are_on_the_broker_and_outlive_the_leader(world:
 def test_a_new_spare_knows_the_revisions_that_are_older_than_itself(
     memory: World, memory_broker: MemoryBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.leadership.standby.RECONNECT_S", 0.5)  # the leader ended: it won't connect
+    monkeypatch.setattr("broker.leader_watch.RECONNECT_S", 0.5)  # the leader ended: it won't connect
     first = memory.lead(heartbeat_interval_s=REPORTED_S)
     memory.deploy(revision(1))
     memory.hear(topics.TASK_REVISION, weighs(1))
@@ -791,9 +791,9 @@ def test_a_heartbeat_counts_from_its_arrival_however_late_it_is_read(
     a = Agent(memory, "a", make_recorder())
     a.assigned(lambda _: True)
     busy.begin(memory)
-    arrived_s = []
+    sent_at_s = []
     for _ in range(2):
-        arrived_s.append(time.monotonic())
+        sent_at_s.append(time.monotonic())
         a.heartbeat()
         time.sleep(0.1)
     read_from_s = time.monotonic()
@@ -801,7 +801,7 @@ def test_a_heartbeat_counts_from_its_arrival_however_late_it_is_read(
     memory.say(topics.TASK_SPEC, encode(TASK), task=TASK.task)
     memory.hear(topics.TASK_ROUTE, lambda said: said.task == TASK.task)
     counted_s = busy.heard("a")
-    assert all(0 <= at_s - sent_s < 0.1 for at_s, sent_s in zip(counted_s, arrived_s, strict=True))
+    assert all(sent_s <= at_s for at_s, sent_s in zip(counted_s, sent_at_s, strict=True))
     assert max(counted_s) < read_from_s
 
 
@@ -873,7 +873,7 @@ def test_malformed_messages_change_nothing_and_malformed_specs_are_reported_to_t
     memory.say(topics.TASK_SPEC, b'{"task": "broken"}', task="broken")
     memory.say(topics.TASK_SPEC, encode(TASK), task="other-name")
     broken = memory.hear_route(lambda route: route.task == "broken")
-    assert "its spec is wrong: TaskSpec: inputs: Field required" in str(broken.unavailable)
+    assert "its spec is wrong: TaskSpec: inputs: is missing" in str(broken.unavailable)
     misplaced = memory.hear_route(lambda route: route.task == "other-name")
     assert "names the task classify" in str(misplaced.unavailable)
     memory.deploy()

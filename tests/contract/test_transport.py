@@ -322,12 +322,14 @@ def test_properties_travel_both_ways(connect: Connect, unique_prefix: str) -> No
             correlation=b"\x00\xff\x10",
             content_type="image/jpeg",
             expiry_s=600,
+            traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
         )
     )
     delivery = inbox.wait_for(Delivery)
     assert delivery.response_topic == f"{unique_prefix}/clients/c/results/r"
     assert delivery.correlation == b"\x00\xff\x10"
     assert delivery.content_type == "image/jpeg"
+    assert delivery.traceparent == "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     assert 600 - PATIENCE_S < delivery.expiry_s <= 600
 
 

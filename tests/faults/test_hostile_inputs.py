@@ -40,7 +40,8 @@ HOSTILE = {
     "JPEG: 8 MB of fill bytes": None,
     "PNG: largest, colour with alpha, interlaced": None,  # it is taken: the most memory that a picture may take
     "PNG: 600,000 empty deflate blocks": ErrorCode.BAD_INPUT,
-    "other: WebP, animated": ErrorCode.BAD_INPUT,
+    "other: WebP, animated": None,
+    "other: TIFF": ErrorCode.BAD_INPUT,
 }
 PROGRAM = """
 import sys

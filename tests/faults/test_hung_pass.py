@@ -34,7 +34,6 @@ from tests.builders import able, module, route, route_node
 from tests.one_node import is_ready, next_heartbeat, serve_one_node
 from tests.patience import PATIENCE_S
 
-END_S = 5.0  # from SIGTERM to the end
 SPEC = module("y", memory_bytes=10, output_bytes=8)
 DEADLINE_S = 3600  # of the hung request: no pass is hung by its sensor's word
 PROGRAM = """
@@ -198,13 +197,11 @@ def test_after_three_restarts_it_ends_with_an_exit_code_of_its_own(start: Callab
     assert world.process.wait(PATIENCE_S) == EXIT_HUNG
 
 
-def test_sigterm_ends_an_agent_with_a_hung_pass_within_five_seconds(start: Callable[..., World]) -> None:
+def test_sigterm_ends_an_agent_with_a_hung_pass(start: Callable[..., World]) -> None:
     world = start(3600.0)
     world.serves(b"good")
     world.ask(b"hang")
     world.ask(b"waits")
     world.heartbeat(lambda seen: any(held.uses and held.queue == 0 for held in seen.modules.values()))
     world.process.send_signal(signal.SIGTERM)
-    began_s = time.monotonic()
-    assert world.process.wait(PATIENCE_S) == 0
-    assert time.monotonic() - began_s < END_S
+    assert world.process.wait(PATIENCE_S) == 0  # the pass would end in an hour; test_sigterm has the five seconds

@@ -12,6 +12,7 @@ import yaml
 from structlog.testing import capture_logs
 
 from broker.client import Client
+from broker.protocol.errors import BrokerRefused, RequestFailed
 from broker.servers.mosquitto import MosquittoBroker
 from s2m3.cli.main import main
 from tests.patience import PATIENCE_S, until
@@ -94,7 +95,40 @@ def test_a_request_whose_answer_may_not_be_read_ends_at_once(confined: str) -> N
         response = client.request("echo", {"image": PICTURE}, deadline_s=3000.0)
     assert response.result.error is not None
     topic = f"s2m3/v1/clients/{client.client_id}/results/+"
-    assert response.result.error.message == f"the broker refused {topic}: Not authorized"
+    assert response.result.error.message.startswith(f"the broker refused {topic}: Not authorized")
+    with Client(confined) as client, pytest.raises(BrokerRefused, match="this client can't read its answers") as raised:
+        client.ask("echo", image=PICTURE, deadline_s=3000.0)
+    assert (raised.value.topic, raised.value.reason) == (client_topic(client), "Not authorized")
+
+
+def client_topic(client: Client) -> str:
+    """The filter of a client's answers."""
+    return f"s2m3/v1/clients/{client.client_id}/results/+"
+
+
+def test_a_client_that_may_read_nothing_but_answers_asks_and_one_that_may_not_read_them_is_told_so(
+    start_mosquitto: StartMosquitto, tmp_path: Path
+) -> None:
+    """With a file of rules Mosquitto accepts each subscription, and keeps the messages back without a word."""
+    rules = tmp_path / "acl"
+    rules.write_text(
+        "user site\ntopic readwrite #\nuser cam\ntopic write s2m3/v1/tasks/echo/requests/#\n"
+        "topic read s2m3/v1/clients/cam/results/#\nuser blind\ntopic write s2m3/v1/tasks/echo/requests/#\n"
+        "user mute\ntopic read s2m3/v1/clients/mute/results/#\n"
+    )
+    url = start_mosquitto(f"acl_file {rules}").url
+    with small_site(at(url, "site"), tmp_path / "state"):
+        with Client(at(url, "cam"), client_id="cam") as cam:
+            assert cam.ask("echo", image=PICTURE, deadline_s=PATIENCE_S).answer == "None"
+        with (
+            Client(at(url, "mute"), client_id="mute") as mute,
+            pytest.raises(BrokerRefused, match=r"the broker refused s2m3/v1/tasks/echo/requests/mute/.*Not authorized"),
+        ):
+            mute.ask("echo", image=PICTURE, deadline_s=3000.0)
+        with Client(at(url, "blind"), client_id="blind") as blind:
+            with pytest.raises(RequestFailed, match="an access rule of the broker may hide") as raised:
+                blind.ask("echo", image=PICTURE, deadline_s=2.0)
+            assert client_topic(blind) in raised.value.message
 
 
 def test_an_agent_and_an_orchestrator_say_once_what_the_broker_refuses_and_go_on(

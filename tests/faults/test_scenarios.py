@@ -28,12 +28,15 @@ from s2m3.testbed.replay.stage import Stage, make_of
 from tests.patience import PATIENCE_S
 
 THROUGH_THE_COMMAND = "hung-front-door"  # alone of its make, so it costs no site more
+ELSEWHERE = {"mixed-engines"}  # test_mixed_engines, which makes its exports
 
 COME_BACK_S = PATIENCE_S  # the broker, and all its clients
 LONG = {
     "broker-away",
     "broker-restart-gently-persistent",
     "deadly-request-supervised",
+    "device-joins",  # test_own_site lets one join, too
+    "flapping-device",  # killed-again-after-rejoin, and simulated in test_reconcile
     "hung-pass",
     "leader-hung",
     "leader-killed",
@@ -48,7 +51,7 @@ def by_make() -> list[str]:
 
     What may move nothing comes first: devices that died before are on probation, and placed better once it is over.
     """
-    found = {name: load_scenario(name) for name in scenarios.names() if name != THROUGH_THE_COMMAND}
+    found = {name: load_scenario(name) for name in scenarios.names() if name not in {THROUGH_THE_COMMAND, *ELSEWHERE}}
     return sorted(found, key=lambda name: (repr(make_of(found[name])), found[name].expect.moves != 0, name))
 
 

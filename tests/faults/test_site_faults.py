@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -66,13 +67,18 @@ class Running:
             assert answer.get("label", answer.get("answer")) == expected
 
     def holder_of(self, family: str) -> str:
-        """The device that serves this family's module."""
+        """The device that serves this family's module; the test before may have left it on its way to another."""
+
+        def holders(seen: Observer) -> list[str]:
+            return [
+                device
+                for device, assignment in seen.assignments.items()
+                if any((assigned.spec.family, assigned.role) == (family, "active") for assigned in assignment.modules)
+            ]
+
         self.observer.look()
-        return next(
-            device
-            for device, assignment in self.observer.assignments.items()
-            if any((assigned.spec.family, assigned.role) == (family, "active") for assigned in assignment.modules)
-        )
+        assert self.observer.wait_for(lambda seen: bool(holders(seen)), START_S), self.observer.assignments
+        return holders(self.observer)[0]
 
     def await_routes(self, *, without: str | None = None) -> None:
         """Wait until every task is served, and not by this device."""
@@ -109,7 +115,14 @@ def steady(stage: Stage) -> Running:
     return Running(stage.site, stage.observer, stage.client)
 
 
-@pytest.mark.parametrize("family", ["efficientnet.encoder", "sentence.encoder"], ids=["front-door", "text-encoder"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param("efficientnet.encoder", id="front-door"),
+        # the scenario encoder-killed-mid-request has this one in the ordinary run
+        pytest.param("sentence.encoder", id="text-encoder", marks=pytest.mark.long),
+    ],
+)
 def test_a_device_killed_while_requests_are_in_flight_costs_no_request(running: Running, family: str) -> None:
     running.check(running.ask(3))
     victim = running.holder_of(family)
@@ -124,6 +137,7 @@ def test_a_device_killed_while_requests_are_in_flight_costs_no_request(running: 
     running.check(running.ask(3))
 
 
+@pytest.mark.long  # the scenario hung-device has this in the ordinary run
 def test_a_hung_device_is_replaced_though_its_connection_lives(running: Running) -> None:
     victim = running.holder_of("sentence.encoder")
     process = running.site.pid(victim)
@@ -136,6 +150,7 @@ def test_a_hung_device_is_replaced_though_its_connection_lives(running: Running)
         os.kill(process, signal.SIGCONT)
 
 
+@pytest.mark.long  # the scenario orchestrator-restart has this in the ordinary run
 def test_a_restarted_orchestrator_moves_nothing_and_serving_goes_on_without_it(running: Running) -> None:
     before = serving(running.observer)
     assert running.observer.leader is not None
@@ -159,6 +174,7 @@ def serving(seen: Observer) -> dict[tuple[str, str], str]:
     }
 
 
+@pytest.mark.long  # the scenario broker-restart has this in the ordinary run
 def test_a_restarted_broker_without_memory_costs_no_request(running: Running) -> None:
     before = serving(running.observer)
     futures = running.ask(6)
@@ -176,7 +192,7 @@ def test_a_restarted_broker_without_memory_costs_no_request(running: Running) ->
 def test_a_copy_of_a_request_is_answered_with_the_same(steady: Running, recorder: Any) -> None:
     transport = plain(steady, recorder)
     request = REQUESTS[0]
-    reply_to = f"{PREFIX}/clients/plain/results/1"
+    reply_to, end_s = f"{PREFIX}/clients/plain/results/1", time.monotonic() + START_S
     transport.subscribe(reply_to)
     message = Outgoing(
         TASK_REQUESTS.at(PREFIX, task="classify"),
@@ -188,8 +204,15 @@ def test_a_copy_of_a_request_is_answered_with_the_same(steady: Running, recorder
     )
     transport.publish(message)
     first = recorder.wait_for(lambda event: getattr(event, "topic", "") == reply_to)
-    transport.publish(message)
-    second = recorder.wait_for(lambda event: getattr(event, "topic", "") == reply_to, count=2)
+    answers, again_s = [first], 0.0
+    while len(answers) < 2:  # the coordinator drops a copy until it hears that the request was answered
+        if time.monotonic() > again_s:
+            transport.publish(message)
+            again_s = time.monotonic() + 1.0
+        time.sleep(0.01)
+        answers = [event for event in recorder.deliveries if event.topic == reply_to]
+        assert time.monotonic() < end_s
+    second = answers[1]
     transport.close()
     assert first.payload == second.payload  # the same timings, too: nothing was computed again
     assert first.correlation == b"one"

@@ -61,7 +61,7 @@ def recorded() -> dict[str, list[Delivery]]:
     return by_template
 
 
-def of_one_term(delivery: Delivery) -> Delivery:
+def of_one_term(delivery: Delivery, epoch: int = 1, generation: int = 5) -> Delivery:
     """The message with the epoch and generation that all have: who reads a later one drops the others."""
     payload = delivery.payload
     length = int.from_bytes(payload[:8], "little") if payload[8:9] == b"{" else None
@@ -70,7 +70,9 @@ def of_one_term(delivery: Delivery) -> Delivery:
     except ValueError:
         return delivery
     fields = document if length is None else document.get("__metadata__", {})
-    for name, value in (("epoch", 1), ("generation", 5)):
+    if not isinstance(fields, dict):
+        return delivery  # such as the state of a bridge, a number
+    for name, value in (("epoch", epoch), ("generation", generation)):
         if name in fields:
             fields[name] = value if length is None else str(value)
     text = json.dumps(document).encode()

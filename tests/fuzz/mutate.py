@@ -199,7 +199,11 @@ class Mutator:
         return {**items, **made}
 
     def _written(self, document: Any) -> bytes:
-        text = _RAW.sub(lambda mark: self._raw_json[int(mark[1])], json.dumps(document))
+        try:
+            text = json.dumps(document)
+        except ValueError:  # one more than the largest number that Python writes
+            text = HUGE_DIGITS + "0"
+        text = _RAW.sub(lambda mark: self._raw_json[int(mark[1])], text)
         self._raw_json.clear()
         if self._random.random() < 0.03 and text.startswith("{"):
             text = "{" + text[1:-1] + ("," + text[1:-1] if len(text) > 2 else "") + "}"  # every key twice

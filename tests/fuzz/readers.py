@@ -1,7 +1,8 @@
 """Everything that reads a message, fed with one message after the other.
 
-Owns the readers: every decoder, the rules of an agent, of an orchestrator and of a client, a standby's copy, and the
-picture that ``s2m3 status`` prints. A refusal is ``RemoteProtocolError`` or ``RequestFailed``; anything else is a bug.
+Owns the readers: every decoder, the rules of an agent, of an orchestrator and of a client, a standby's copy, the rules
+of sources and of what they tell Home Assistant, and the picture that ``s2m3 status`` prints. A source takes each
+payload as its own. A refusal is ``RemoteProtocolError`` or ``RequestFailed``; anything else is a bug.
 Time is simulated; passes end at once, and plans are solved where they are asked for.
 """
 
@@ -18,6 +19,8 @@ from broker.protocol import topics
 from broker.protocol.codec import decode_request, decode_result, decode_tensors
 from broker.protocol.errors import ErrorCode, RemoteProtocolError, RequestFailed
 from broker.protocol.messages import Route
+from broker.protocol.reports import Standing, Summary
+from broker.protocol.sources import SourceSpec, SourcesState
 from broker.protocol.specs import InputSpec
 from broker.protocol.tensors import unpack
 from broker.transport.port import Delivery, LinkUp
@@ -36,24 +39,37 @@ from orchestrator.leadership.orders import NO_ORDERS, CopiedEvent, StandbyCopy
 from orchestrator.planner.plans import solve
 from orchestrator.reports import Reports, When
 from orchestrator.state import initial
-from s2m3.cli.output import print_json
-from s2m3.cli.status import _document, _print
+from s2m3.cli.output import console, print_json
+from s2m3.cli.status import _document, shown
+from s2m3.homeassistant.discovery import Discovery
+from s2m3.sources.answers import answer_of
+from s2m3.sources.book import Book
+from s2m3.sources.lanes import Arrival, Lanes
+from s2m3.sources.lease import Term
+from s2m3.sources.payload import inputs_of
 from s2m3.testbed.observer import Observer
 from tests.fuzz.corpus import PREFIX
 
 REFUSALS = (RemoteProtocolError, RequestFailed)
 EXPECTED = {"image": InputSpec(kind="image", bytes=1), "text": InputSpec(kind="text", bytes=1)}
+CAPTIONED = EXPECTED | {"text": InputSpec(kind="text", bytes=1, default=("a cat", "a dog"))}
 SHOWN = {  # what an observer subscribes to
     topics.ORCHESTRATOR_STATE,
     topics.TASK_ROUTE,
     topics.TASK_STATUS,
+    topics.ORCHESTRATOR_UNANSWERED,
     topics.DEVICE_STATE,
     topics.DEVICE_ASSIGNMENT,
     topics.DEVICE_HEARTBEAT,
     topics.DEVICE_DRAIN,
     topics.DEVICE_STANDING,
     topics.DEVICE_SUMMARY,
+    topics.SOURCES_STATE,
+    topics.SOURCES_RUNNING,
+    topics.SOURCES_SPARE,
+    topics.SOURCE_ANSWER,
 }
+READ_BY_SOURCES = ("frigate/door/person/snapshot", "zigbee2mqtt/garden")  # topics of the recorded specs
 PLAN_EVERY = 50  # of so many problems one is solved: a plan takes longer than a hundred messages
 STEP_S = 0.02
 
@@ -69,6 +85,10 @@ class Readers:
         self.reports = Reports(PREFIX)
         self.copy = StandbyCopy(NO_ORDERS, 0.0)
         self.client = PendingRequests(PREFIX, "camera", "mqtt://nowhere")
+        self.discovery = Discovery(PREFIX, site=None, version="0.1.0")
+        self.book = Book(PREFIX, {}, self.discovery.published)
+        self.lanes = Lanes()
+        self.term = Term(1).on_link(1, 0.0)
         self._problems = 0
         self._tell_leader(LinkUp(1))
         self.copy = self.copy.on_event(LinkUp(1), 0.0)
@@ -77,7 +97,7 @@ class Readers:
     def read(self, delivery: Delivery) -> None:
         """Let everyone read a message."""
         self.now_s += STEP_S
-        for reader in (self._decoders, self._agent, self._orchestrator, self._client, self._status):
+        for reader in (self._decoders, self._agent, self._orchestrator, self._client, self._sources, self._status):
             reader(delivery)
 
     def sizes(self) -> dict[str, int]:
@@ -87,6 +107,9 @@ class Readers:
         kept |= {f"cluster.{name}": value for name, value in vars(self.leader.cluster).items()}
         kept |= {f"copy.{name}": value for name, value in vars(self.copy).items()}
         kept |= {f"reports.{name}": value for name, value in vars(self.reports).items()}
+        kept |= {f"book.{name}": value for name, value in vars(self.book).items()}
+        kept |= {f"lanes.{name}": value for name, value in vars(self.lanes).items()}
+        kept |= {f"discovery.{name}": value for name, value in vars(self.discovery).items()}
         return {name: len(value) for name, value in kept.items() if hasattr(value, "__len__")}
 
     def _decoders(self, delivery: Delivery) -> None:
@@ -98,6 +121,8 @@ class Readers:
             lambda: decode_tensors(payload),
             lambda: unpack(payload),
             lambda: decode_request(payload, content_type, EXPECTED),
+            lambda: decode_request(payload, content_type, CAPTIONED),
+            lambda: decode_request(payload, "application/json", EXPECTED),
             lambda: decode_result(payload, content_type),
         )
         for decode in others:
@@ -168,6 +193,42 @@ class Readers:
                 self.leader = initial(epoch=self.leader.epoch + 2, settle_s=0.0, orders=self.leader.orders)
                 self._tell_leader(LinkUp(int(self.now_s / STEP_S) + 2))
 
+    # --- sources ---
+
+    def _sources(self, delivery: Delivery) -> None:
+        incoming = topics.read(PREFIX, delivery.topic, delivery.payload)
+        with suppress(*REFUSALS):
+            match None if incoming is None else incoming.decode():
+                case SourcesState() as said:
+                    self.term, _ = self.term.on_state(said, self.now_s)
+                case SourceSpec() as spec if incoming is not None:
+                    self.book.on_spec(incoming.ids["source"], spec)
+                    self.book.choose()
+                    self.lanes.run(self.book.running)
+                    self.discovery.on_sources(self.book.names)
+                case Standing() if incoming is not None:
+                    self.discovery.on_standing(incoming.ids["device"], is_known=True)
+                case Summary(version=version) if incoming is not None:
+                    self.discovery.on_summary(incoming.ids["device"], version)
+        self.term, _ = self.term.announcement(self.now_s)
+        for topic in READ_BY_SOURCES:
+            self._take(Arrival(topic, delivery.payload, delivery.content_type or "", delivery.retain))
+
+    def _take(self, message: Arrival) -> None:
+        asks = self.lanes.on_message(message, self.now_s)
+        while asks:
+            ask = asks.pop()
+            try:
+                inputs_of(ask.spec, ask.message.payload, ask.message.content_type, EXPECTED)
+                error = RequestFailed(ErrorCode.OVERLOADED, "too many", retry_after_s=1.0)
+            except RequestFailed as refused:
+                error = refused
+            ended, more = self.lanes.on_end(ask.ticket, self.now_s, wait_s=error.retry_after_s or 0.0)
+            assert ended is not None
+            answer_of(ended, error, at=1e9, latency_s=0.1)
+            ask.spec.topic_for(ask.captures)
+            asks += more
+
     # --- the client, and status ---
 
     def _status(self, delivery: Delivery) -> None:
@@ -178,7 +239,7 @@ class Readers:
         if int(self.now_s / STEP_S) % 500 == 0:
             with redirect_stdout(io.StringIO()):
                 print_json(_document(self.observer))
-                _print(self.observer)
+                console().print(shown(self.observer))
 
     def _client(self, delivery: Delivery) -> None:
         with suppress(*REFUSALS):

@@ -6,6 +6,7 @@ pocket weights.
 
 from __future__ import annotations
 
+import base64
 import json
 import struct
 import sys
@@ -20,17 +21,28 @@ from PIL import Image
 from broker.protocol import topics
 from broker.protocol.codec import RawInput, encode, encode_request
 from broker.protocol.messages import Heartbeat
+from broker.protocol.specs import TaskSpec
 from broker.transport.connect import connect
 from broker.transport.port import Delivery, LinkEvent, Outgoing
 from edge_agent.config import AgentConfig
 from s2m3.catalogue import load_task
+from s2m3.sources.files import Configuration
+from s2m3.sources.service import Sources
 from s2m3.testbed.site import Site
 from tests.fuzz import corpus
 from tests.media import picture_bytes
 from tests.patience import PATIENCE_S
+from tests.threads import running
 
 AGENTS = tuple(
     AgentConfig.model_validate({"id": name, "memory": size}) for name, size in (("gw-a", "48MiB"), ("gw-b", "160MiB"))
+)
+DOOR = {"source": "door", "subscribe": "frigate/door/person/snapshot", "task": "zero-shot", "publish": "home/door/who"}
+SOURCES: tuple[dict[str, Any], ...] = (
+    DOOR | {"inputs": {"text": ["a courier", "nobody"]}},
+    {"source": "garden", "subscribe": "zigbee2mqtt/+", "payload": {"json": {"image": "$.camera['a key'][0]"}}}
+    | {"task": "classify", "retained": "take", "publish": "home/{1}/seen"},
+    {"source": "loop", "subscribe": "home/#", "task": "classify"},
 )
 TASKS = ("pocket/classify", "pocket/zero-shot")
 MAX_PAYLOAD_BYTES = 16 * 1024
@@ -72,6 +84,7 @@ def record() -> list[Delivery]:
         transport.subscribe(f"{prefix}/#")
         transport.start()
         site.serve([load_task(name) for name in TASKS])
+        site.observer.publish(of_the_web())
         picture = RawInput(picture_bytes(Image.fromarray(np.full((8, 8, 3), 90, np.uint8))), "image/png")
         texts = RawInput(b"a cat\na dog", "text/plain")
         for text in (texts, RawInput(b"\xff\xfe", "text/plain"), RawInput(b" ", "text/plain")):
@@ -84,6 +97,21 @@ def record() -> list[Delivery]:
         transport.publish(
             Outgoing(asked, payload, response_topic=reply_to, correlation=b"1", content_type=content_type, expiry_s=9)
         )
+        encoded = "data:image/png;base64," + base64.b64encode(picture.data).decode()
+        for inputs in (
+            {"image": encoded, "text": ["a cat", "a dog"]},
+            {"image": "/9j/", "text": "x", "more": {"a": [1, None]}},
+        ):
+            for task, kind in (("zero-shot", "application/json"), ("zero-shot", None), ("Zero_Shot", None)):
+                place = topics.TASK_REQUESTS.at(prefix, task="t").replace("/t/", f"/{task}/")
+                transport.publish(Outgoing(f"{place}/camera-1/2", json.dumps(inputs).encode(), content_type=kind))
+        transport.publish(Outgoing(asked, picture.data))  # its answer has no topic
+        stack.enter_context(running(Sources(site.connection, Configuration())))
+        for source in SOURCES:
+            place = topics.SOURCE_SPEC.at(prefix, source=source["source"])
+            transport.publish(Outgoing(place, json.dumps(source).encode(), retain=True))
+        inbox.wait_for(topics.SOURCE_ANSWER)  # of the loop
+        transport.publish(Outgoing(DOOR["subscribe"], picture.data))
         unknown = Heartbeat(session=1, seq=1, epoch=0, generation=0)
         transport.publish(Outgoing(topics.DEVICE_HEARTBEAT.at(prefix, device="gw-x"), encode(unknown), qos=0))
         site.observer.set_drain("gw-a", drain=True)
@@ -94,6 +122,15 @@ def record() -> list[Delivery]:
         site.kill("gw-b")
         site.wait_for(lambda seen: seen.devices["gw-b"].status == "offline", PATIENCE_S)
     return inbox.deliveries
+
+
+def of_the_web() -> TaskSpec:
+    """A task whose weights lie at a URL, from which no device may fetch them."""
+    known = load_task("pocket/classify")
+    digest = f"sha256:{'5a' * 32}"
+    source = {"url": f"https://weights.plant.lan/sha256/{'5a' * 32}", "digest": digest, "part": "encoder"}
+    changed = {name: module.model_dump() | {"source": source} for name, module in known.modules.items()}
+    return TaskSpec.model_validate(known.model_dump() | {"task": "web", "modules": changed})
 
 
 def shape_of(delivery: Delivery) -> Any:

@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from tests.hostile import jpegs, pngs
+from tests.hostile import jpegs, pngs, webps
 from tests.media import wav
 
 MIB = 2**20
@@ -201,10 +201,16 @@ def _others() -> Mapping[str, Callable[[], bytes]]:
         return out.getvalue()
 
     return {
-        "WebP of the largest size": lambda: (
-            b"RIFF\xff\0\0\0WEBPVP8X\x0a\0\0\0" + b"\x12\0\0\0" + b"\xff" * 6 + bytes(99)
-        ),
         "WebP, animated": lambda: saved("WEBP", 64, save_all=True, append_images=[Image.new("RGB", (64, 64), "red")]),
+        "WebP of the largest size": lambda: webps.riff(webps.canvas(2**24, 2**24, 0x12), (b"ANMF", bytes(99))),
+        "WebP, the most pixels": partial(saved, "WEBP", SIDE),
+        "WebP, largest": partial(saved, "WEBP", 3660),
+        "WebP, 65,536 codes": partial(webps.lossless, 1024),
+        "WebP, largest, lossless, all the codes that there can be": partial(webps.lossless, 452),
+        "WebP, 1,000,000 empty chunks": lambda: webps.riff(webps.canvas(64, 64), *[(b"abcd", b"")] * 1_000_000),
+        "WebP, 400 pictures of 2^24 pixels": lambda: webps.riff(
+            webps.canvas(4096, 4096, 0x02), (b"ANIM", bytes(6)), *[(b"ANMF", bytes(16) + b"VP8 " + bytes(20))] * 400
+        ),
         "TIFF": partial(saved, "TIFF", 4000, compression="tiff_lzw"),
         "GIF": partial(saved, "GIF", 4000),
         "8 MB of zeros": lambda: bytes(8 * MIB - 1),

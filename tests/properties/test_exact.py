@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.protocol.errors import NoDeviceFits
@@ -11,9 +11,8 @@ from broker.protocol.specs import DeviceSpec, TaskSpec
 from orchestrator.planner.exact import Optimum, exact
 from orchestrator.planner.placement import distinct_modules, place, refined
 from tests.oracles import copies_of, counted_s, exhaustive, key_of, size_of
-from tests.strategies import Instance, instances
+from tests.strategies import CALMLY, Instance, instances
 
-CALMLY = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 EQUAL = 1e-9
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise, product
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from broker.cost_model import latency_s, objective_s, source_of
@@ -21,10 +21,9 @@ from orchestrator.planner.placement import Placement, distinct_modules, place, p
 from orchestrator.planner.problem import Problem
 from orchestrator.planner.schedule import TaskSchedule
 from tests.oracles import request_of, simulated_latency_s, size_of
-from tests.strategies import Instance, fleets, instances, modules
+from tests.strategies import CALMLY, Instance, fleets, instances, modules
 
-CALMLY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
-BRIEFLY = settings(CALMLY, max_examples=50)
+BRIEFLY = settings(CALMLY, max_examples=CALMLY.max_examples // 2)
 
 
 def placed(devices: list[DeviceSpec], wanted: list[TaskSpec], keep: dict[str, str] | None = None) -> Placement:
@@ -164,7 +163,7 @@ def placed_tasks(draw: st.DrawFn) -> tuple[list[DeviceSpec], TaskSpec, dict[str,
     return devices, task, {key: there for key in keys if (there := draw(home)) is not None}
 
 
-@settings(CALMLY, max_examples=200)
+@settings(CALMLY, max_examples=2 * CALMLY.max_examples)
 @given(placed_tasks())
 def test_the_latency_is_that_of_letting_time_go_on_event_by_event(
     drawn: tuple[list[DeviceSpec], TaskSpec, dict[str, str]],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from itertools import product
+from unittest.mock import patch
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from broker.cost_model import may_run, objective_s, runnable, source_of
 from broker.protocol.errors import NoDeviceFits
@@ -16,11 +18,10 @@ from orchestrator.planner.fleet import sometimes_of
 from orchestrator.planner.moves import free_bytes
 from orchestrator.planner.placement import Placement, distinct_modules, place, place_most, refined
 from orchestrator.planner.preferred import preferred_copies
-from orchestrator.planner.spares import spares
+from orchestrator.planner.spares import Spares, spares
 from tests.oracles import placements
-from tests.strategies import Instance, instances
+from tests.strategies import CALMLY, Instance, instances
 
-CALMLY = settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 MIXED = instances(mixed=True)
 CONSTRAINED = instances(constrained=True, mixed=True)
 SMALL = instances(most_devices=4, most_tasks=2, mixed=True)
@@ -141,6 +142,27 @@ def test_the_other_devices_have_the_spares_that_they_would_have_without_them(ins
     assert all(device in chosen.replicas[key] for key, device in preferred.items())
     actives = {key: (home, *chosen.of(key)) for key, home in placement.where.items()}
     assert min(free_bytes(copied, actives, devices).values()) >= 0
+
+
+@CALMLY
+@given(CONSTRAINED, st.data())
+def test_devices_that_have_no_copy_make_no_difference_where_only_copies_that_exist_may_be_spares(
+    instance: Instance, data: st.DataObject
+) -> None:
+    devices, wanted = instance
+    placement, tasks = placed(devices, wanted)
+    copied, names = with_further_copies(tasks, placement.further), [device.id for device in devices]
+    kept = spares(devices, copied, placement.where)
+    exist = {original_key(key): data.draw(st.sets(st.sampled_from(names))) for key in placement.where}
+    movable = sorted(placement.where)
+    pinned = data.draw(st.dictionaries(st.sampled_from(movable), st.sampled_from(names), max_size=2)) if movable else {}
+
+    def chosen() -> Spares:
+        return spares(devices, copied, placement.where, at_hand=exist, kept=kept, pinned=pinned, only=exist)
+
+    with patch("orchestrator.planner.spares._concerned", lambda devices, *_: devices):
+        of_all = chosen()
+    assert chosen() == of_all
 
 
 @CALMLY

@@ -14,43 +14,53 @@ Everything is checked when the module is loaded, by a pass on sample inputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from pydantic import JsonValue
 
+from broker.protocol.codec import RawInput
 from broker.protocol.errors import ModuleRefused, RequestFailed, first_line
+from broker.protocol.sizes import show_count, show_sizes
 from broker.protocol.specs import ModuleSpec
 from broker.protocol.tensors import Array
+from broker.text_lines import lines_of
 from edge_agent.modules import SCORES, Module, Pass
-from edge_agent.modules.inputs import steps
-from edge_agent.modules.inputs.answers import AsItIs, Likeliest
+from edge_agent.modules.inputs import sample_inputs, steps
+from edge_agent.modules.inputs.answers import MAX_LABELS, AsItIs, Likeliest
 from edge_agent.modules.weights import digests, exports, hub, identity, onnx_file, part_source
 from edge_agent.modules.weights.onnx_file import Session
 
 FILE = "model.onnx"
 FEATURES = "features"
 RANKED = 5  # labels named in an answer
+OTHER_SOUND_S = 3.0  # of a sound that is longer than the sample
 _TOKENS = {"ids": "ids", "input_ids": "ids", "mask": "mask", "attention_mask": "mask"}
 _KINDS = "token_type_ids"  # of BERT: which of two texts a token belongs to; here all are of the first
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """The file's pass: arrays as the steps name them, to its first output."""
 
+    path: Path
     session: Session
     names: Mapping[str, str]  # the file's -> the steps'
     is_classifier: bool
 
-    def __call__(self, _: object, **arrays: Array) -> dict[str, Array]:
+    def given(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """The arrays as the file names them."""
         given = {name: arrays[own] for name, own in self.names.items()}
-        if _KINDS in self.session.inputs:
-            given[_KINDS] = np.zeros_like(arrays["ids"])
+        return given | ({_KINDS: np.zeros_like(arrays["ids"])} if _KINDS in self.session.inputs else {})
+
+    def __call__(self, _: object, **arrays: Array) -> dict[str, Array]:
+        """The features, or the logits and the scores."""
         first = self.session.outputs[0]
-        found = self.session.run(given, (first,))[first]
+        found = self.session.run(self.given(arrays), (first,))[first]
         return {"logits": found, SCORES: probabilities(found)} if self.is_classifier else {FEATURES: found}
 
 
@@ -76,13 +86,15 @@ def load(spec: ModuleSpec) -> Module:
     repository = hub.repository(part_source(spec, part))
     path = repository.required(FILE)
     if (size := path.stat().st_size) > spec.memory_bytes:
-        raise ModuleRefused(f"{path} has {size} bytes and the spec says {spec.memory_bytes}: correct memory_bytes")
+        held, said = show_sizes(size, spec.memory_bytes)
+        raise ModuleRefused(f"{path} has {held} and the spec says {said}: correct memory_bytes to {size}")
     onnx_file.check(path)
     tokenizer = spec.prepare.text.tokenizer if spec.prepare and spec.prepare.text else None
     beside = {name: repository.required(name) for name in (tokenizer, spec.labels) if isinstance(name, str)}
     labels = _labels(beside[spec.labels]) if isinstance(spec.labels, str) else spec.labels or ()
-    digests.check(spec, lambda: _digest(spec, path, beside))
+    digests.check(spec, lambda: _digest(spec, path, beside), lambda: _trusted(path, beside, tokenizer))
     session = onnx_file.open_session(path)
+    _check_session(path, session)
     is_classifier = part == "classifier"
     if is_classifier and not labels:
         raise ModuleRefused(f"{spec.family} needs labels in the task file: list them, or name a file with one a line")
@@ -90,9 +102,17 @@ def load(spec: ModuleSpec) -> Module:
     answer = Likeliest(labels=labels, most=min(RANKED, len(labels))) if is_classifier else AsItIs()
     made = steps.Steps((need,), answer)
     arrays = _sample(path, made)
-    run = _Run(session, _names(path, session, tuple(arrays)), is_classifier)
+    run = Run(path, session, _names(path, session, tuple(arrays)), is_classifier)
     _try(path, arrays, run, len(labels))
+    _check_other(path, need, run)
     return Module(session, {None: Pass(made, run)}, engine="onnx")
+
+
+def _check_session(path: Path, session: Session) -> None:
+    """Check what any preparation and any answer need."""
+    session.require_arrays(path, session.outputs[:1])
+    if name := next((name for name, (shape, _) in session.inputs.items() if not shape), None):
+        raise ModuleRefused(f"{path} doesn't say the shape of its input {name}: export it with that shape")
 
 
 def _need(spec: ModuleSpec, path: Path, session: Session) -> steps.Need:
@@ -103,7 +123,8 @@ def _need(spec: ModuleSpec, path: Path, session: Session) -> steps.Need:
             raise ModuleRefused("onnx.encoder needs prepare in the task file: write picture, text or sound there")
         shape = next(iter(session.inputs.values()))[0]
         if len(shape) != 2 or shape[1] is None:  # noqa: PLR2004 - a batch of rows
-            raise ModuleRefused(f"{path} takes {shape}, and a classifier of features takes (any, width): write prepare")
+            taken = _text(shape)
+            raise ModuleRefused(f"{path} takes {taken}, and a classifier of features takes (any, width): write prepare")
         return steps.Arrays(shapes={FEATURES: (1, shape[1])})
     if how.picture is not None:
         return steps.Picture(preparation=how.picture)
@@ -118,7 +139,9 @@ def _names(path: Path, session: Session, prepared: Sequence[str]) -> dict[str, s
         strange = sorted(session.inputs.keys() - _TOKENS.keys() - {_KINDS})
         if strange or "ids" not in {_TOKENS.get(name) for name in session.inputs}:
             known = ", ".join([*_TOKENS, _KINDS])
-            raise ModuleRefused(f"{path} takes {', '.join(session.inputs)}, and texts give {known}: rename its inputs")
+            raise ModuleRefused(
+                f"{path} takes {', '.join(session.inputs)}, and texts give {known}: export it with these names only"
+            )
         return {name: _TOKENS[name] for name in session.inputs if name in _TOKENS}
     if len(session.inputs) != 1:
         raise ModuleRefused(f"{path} takes {', '.join(session.inputs)}: export it with one input")
@@ -132,37 +155,68 @@ def _sample(path: Path, made: steps.Steps) -> Mapping[str, Array]:
         raise ModuleRefused(f"{path}: prepare can't read a usual input ({error.message}): correct it") from error
 
 
-def _try(path: Path, arrays: Mapping[str, Array], run: _Run, labels: int) -> None:
+def _try(path: Path, arrays: Mapping[str, Array], run: Run, labels: int) -> None:
     """Run a pass, and check what goes in and comes out."""
+    _check_given(path, arrays, run)
+    try:
+        found = next(iter(run(None, **arrays).values()))
+    except Exception as error:  # the library's errors have no base class of their own
+        raise ModuleRefused(
+            f"{path} can't run on a sample input ({onnx_file.reason(error)}): correct prepare in the task file, or "
+            "export it again"
+        ) from error
+    rows = next(iter(arrays.values())).shape[0]
+    if found.ndim != 2 or found.shape[0] != rows or not found.size or found.dtype.kind != "f":  # noqa: PLR2004 - rows
+        raise ModuleRefused(
+            f"{path}: its first output {run.session.outputs[0]} is {found.dtype} {_text(found.shape)}, and it must be "
+            f"one row of numbers for each input, ({rows}, width): export it so"
+        )
+    if FEATURES not in arrays and not np.isfinite(found).all():  # a made-up array may well be out of its range
+        raise ModuleRefused(
+            f"{path} gives numbers that aren't finite on a usual input: correct prepare in the task file, or export it "
+            "in float32"
+        )
+    if labels and found.shape[1] != labels:
+        raise ModuleRefused(
+            f"{path} gives {show_count(found.shape[1], 'number')}, and labels names {labels}: correct labels"
+        )
+
+
+def _check_given(path: Path, arrays: Mapping[str, Array], run: Run, of: str = "") -> None:
+    """Check that the file takes these arrays."""
     for name, own in run.names.items():
         array, (shape, dtype) = arrays[own], run.session.inputs[name]
         fits = len(shape) == array.ndim and all(a in {None, b} for a, b in zip(shape, array.shape, strict=True))
         if not fits or (np.dtype(dtype).kind == "f") != (array.dtype.kind == "f"):
             raise ModuleRefused(
                 f"{path}: its input {name} is {dtype} {_text(shape)}, and prepare gives {array.dtype} "
-                f"{_text(array.shape)}: correct prepare in the task file"
+                f"{_text(array.shape)}{of}: correct prepare in the task file"
             )
-    try:
-        found = next(iter(run(None, **arrays).values()))
-    except Exception as error:  # the library's errors have no base class of their own
-        raise ModuleRefused(f"{path} can't run on a sample input ({first_line(error)}): export it again") from error
-    rows = next(iter(arrays.values())).shape[0]
-    if found.ndim != 2 or found.shape[0] != rows or found.dtype.kind != "f":  # noqa: PLR2004 - rows of numbers
-        raise ModuleRefused(
-            f"{path}: its first output {run.session.outputs[0]} is {found.dtype} {_text(found.shape)}, and it must be "
-            f"one row of numbers for each input, ({rows}, width): export it so"
-        )
-    if labels and found.shape[1] != labels:
-        raise ModuleRefused(f"{path} gives {found.shape[1]} numbers, and labels names {labels}: correct labels")
+
+
+def _check_other(path: Path, need: steps.Need, run: Run) -> None:
+    """Check that the file takes an input of another size, too: the sample may fit by chance."""
+    others: Mapping[type, tuple[Callable[[], RawInput], str]] = {
+        steps.Picture: (sample_inputs.other_picture, " of a smaller picture"),
+        steps.Texts: (sample_inputs.text, " of one short text"),
+        steps.Sound: (partial(sample_inputs.sound, OTHER_SOUND_S), " of a longer sound"),
+    }
+    if type(need) not in others:
+        return
+    make, of = others[type(need)]
+    with suppress(RequestFailed):  # its lengths are limited: then this one is refused
+        _check_given(path, need.read(make()), run, of)
 
 
 def _labels(path: Path) -> tuple[str, ...]:
     try:
-        found = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        found = tuple(line.strip() for line in lines_of(path.read_text(encoding="utf-8")) if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise ModuleRefused(f"{path} can't be read ({first_line(error)}): write one label a line, in UTF-8") from error
     if not found:
         raise ModuleRefused(f"{path} is empty: write one label a line")
+    if len(found) > MAX_LABELS:
+        raise ModuleRefused(f"{path} has {len(found)} labels, at most {MAX_LABELS} are allowed: name another file")
     return found
 
 
@@ -172,6 +226,12 @@ def _digest(spec: ModuleSpec, path: Path, beside: Mapping[str, Path]) -> str:
     said: dict[str, JsonValue] = spec.model_dump(mode="json", include={"family", "prepare", "labels"})
     content: dict[str, JsonValue] = {"files": {name: exports.sha256_of(each) for name, each in files.items()}}
     return f"sha256:{identity.fingerprint(said | content)}"
+
+
+def _trusted(path: Path, beside: Mapping[str, Path], tokenizer: str | None) -> Mapping[str, str]:
+    """The digests of the files that must stay as they were first loaded. Labels may be corrected, in a file, too."""
+    files = {FILE: path, **({tokenizer: beside[tokenizer]} if tokenizer else {})}
+    return {name: f"sha256:{exports.sha256_of(each)}" for name, each in files.items()}
 
 
 def _text(shape: Sequence[int | None]) -> str:

@@ -7,16 +7,22 @@ a value or a ``RequestFailed``; an error of a decoder never escapes.
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Sequence, Sized
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 from broker.protocol.codec import RawInput
 from broker.protocol.errors import ErrorCode, RequestFailed
+from broker.protocol.media import CALLED, is_text, wrong_kind
+from broker.protocol.sizes import show_bytes, show_sizes
 from broker.protocol.tensors import Array, Tensors
+from broker.text_lines import lines_of
+from edge_agent.device.footprint import free_bytes
 from edge_agent.modules import Value
-from edge_agent.modules.inputs import jpeg_file, png_file
+from edge_agent.modules.inputs import jpeg_file, png_file, text_file, webp_file
+from edge_agent.modules.inputs.file_kinds import kind_of
 from edge_agent.modules.inputs.limits import (
     MAX_LINE_CHARACTERS,
     MAX_LINES,
@@ -37,7 +43,11 @@ _TRANSPOSED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # by EXIF's orientation
+_WANTED = "send a JPEG, PNG or WebP"
 _BAND_PIXELS = 250_000  # are converted at once: a copy of a whole picture may be 200 MB
+_WHITE, _FILLED, _NEARLY = 255, 128, 4  # levels of grey
+_SMALL_BYTES = 8 * 2**20  # of a picture for which nobody asks the system how much memory is free
+_RESERVE_BYTES = 64 * 2**20  # that stay free for the machine
 TEXT = "text"
 """How a node gives a text to another: an array of this name, U8 (n,), the text in UTF-8."""
 
@@ -46,7 +56,8 @@ def picture(value: Value) -> Image.Image:
     """Decode a picture: upright, RGB, transparency over white.
 
     Raises:
-        RequestFailed: ``bad_input`` when it isn't a JPEG or PNG, is truncated, has too many pixels, or is too thin;
+        MemoryError: this machine has too little free memory now; another device, or a later moment, may have it.
+        RequestFailed: ``bad_input`` when it isn't a JPEG, PNG or WebP, lacks pixels, has too many, or is too thin;
             ``too_large`` when decoding it takes too much memory or work. Nothing is decoded then.
     """
     data = sent(value, "a picture")
@@ -62,7 +73,7 @@ def picture(value: Value) -> Image.Image:
 
 def unreadable(reason: str) -> RequestFailed:
     """The error about a file that isn't a picture, or one that isn't taken."""
-    return bad_input(f"this is not a picture that can be read ({reason}): send a JPEG or PNG")
+    return bad_input(f"this is not a picture that can be read ({reason}): {_WANTED}")
 
 
 def resized_part(
@@ -89,17 +100,18 @@ def lines(value: Value) -> list[str]:
     """Split a text into its lines that aren't empty, without surrounding blanks; a sensor sent it, or a node gave it.
 
     Raises:
-        RequestFailed: ``bad_input`` when it isn't UTF-8, has no text, too many lines, or one that is too long;
+        RequestFailed: ``bad_input`` when it isn't text, has no words, too many lines, or one that is too long;
             ``module_failed`` when a node gives no text: the task is wired wrongly.
     """
     data = value.data if isinstance(value, RawInput) else _given_text(value)
     if len(data) > MAX_TEXT_BYTES:
-        raise too_large(f"this text has {len(data)} bytes, at most {MAX_TEXT_BYTES} are allowed: send a shorter one")
+        size, limit = show_sizes(len(data), MAX_TEXT_BYTES)
+        raise too_large(f"this text has {size}, at most {limit} are allowed: send a shorter one")
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise bad_input("this text is not UTF-8: send text/plain in UTF-8") from error
-    found = [stripped for line in text.splitlines() if (stripped := line.strip())]
+        text = text_file.characters(value if isinstance(value, RawInput) else RawInput(data))
+    except text_file.NotText as error:
+        raise bad_input(f"this is not UTF-8 text ({error}): send text/plain in UTF-8") from error
+    found = [stripped for line in lines_of(text) if (stripped := line.strip())]
     if not found:
         raise bad_input("this text has no words: send one text a line")
     if len(found) > MAX_LINES:
@@ -161,7 +173,7 @@ def count(values: Sequence[Value], *allowed: int) -> None:
 def describe(value: Value) -> str:
     """Names, dtypes and shapes of arrays, for a sentence."""
     if isinstance(value, RawInput):
-        return f"{len(value.data)} bytes"
+        return show_bytes(len(value.data))
     return ", ".join(f"{name} ({a.dtype} {' x '.join(map(str, a.shape))})" for name, a in value.items()) or "nothing"
 
 
@@ -200,14 +212,20 @@ def file_of(data: bytes) -> PictureFile:
     """The size and the cost of a picture, read before it is decoded.
 
     Raises:
-        Unreadable: it isn't a JPEG or PNG, or damaged.
-        RequestFailed: ``too_large``: it takes too much work.
+        Unreadable: it is damaged.
+        RequestFailed: ``too_large``: it takes too much work; ``bad_input``: it is of another kind.
     """
     if data.startswith(jpeg_file.MAGIC):
         return jpeg_file.read(data)
     if data.startswith(png_file.MAGIC):
         return png_file.read(data)
-    raise Unreadable("unknown format")
+    if webp_file.is_webp(data):
+        return webp_file.read(data)
+    if (kind := kind_of(data)) is None and data.strip(b"\0") and is_text(data):
+        raise bad_input(f"{wrong_kind('this task', 'a picture', CALLED['text'])}: {_WANTED}")
+    if kind is None:
+        raise Unreadable("unknown format")
+    raise bad_input(f"this is {kind}: {_WANTED}")
 
 
 def _checked(file: PictureFile) -> PictureFile:
@@ -217,18 +235,20 @@ def _checked(file: PictureFile) -> PictureFile:
     if max(file.width, file.height) > MAX_SIDES * min(file.width, file.height):
         raise Unreadable(f"{size}, one side may be at most {MAX_SIDES} times the other")
     if file.memory_bytes > MAX_PICTURE_BYTES:
+        needed, limit = show_sizes(file.memory_bytes, MAX_PICTURE_BYTES)
         raise too_large(
-            f"this picture takes {file.memory_bytes / 1e6:.0f} MB of memory to read ({size}, {file.decoded}), at most "
-            f"{MAX_PICTURE_BYTES / 1e6:.0f} MB are allowed: send one with fewer pixels"
+            f"this picture takes {needed} of memory to read ({size}, {file.decoded}), at most {limit} are allowed: "
+            "send one with fewer pixels"
         )
+    free = free_bytes() if file.memory_bytes > _SMALL_BYTES else None
+    if free is not None and free < file.memory_bytes + _RESERVE_BYTES:  # the system would end this process
+        needed, there = show_sizes(file.memory_bytes, free)
+        raise MemoryError(f"this picture takes {needed}, and {there} are free")
     return file
 
 
 def _decoded(file: PictureFile) -> Image.Image:
-    image: Image.Image = Image.open(io.BytesIO(file.data), formats=(file.kind,))
-    if image.size != (file.width, file.height):
-        raise Unreadable("damaged")
-    image.load()
+    image = _whole(file)
     if file.orientation in _TRANSPOSED:
         image = image.transpose(_TRANSPOSED[file.orientation])
     if image.mode == "RGB" and not image.has_transparency_data:
@@ -236,13 +256,56 @@ def _decoded(file: PictureFile) -> Image.Image:
     rgb, rows = Image.new("RGB", image.size), max(1, _BAND_PIXELS // image.width)
     for top in range(0, image.height, rows):
         band = image.crop((0, top, image.width, min(top + rows, image.height)))
-        rgb.paste(_rgb(band), (0, top))
+        rgb.paste(_rgb(ImageChops.invert(band) if file.has_plain_inks else band), (0, top))  # Pillow inverts all inks
     return rgb
+
+
+def _whole(file: PictureFile) -> Image.Image:
+    """The decoded pixels of a file that has all of them.
+
+    Where pixels are missing, libjpeg makes flat grey ones, in silence. So a picture that ends in such, or whose file
+    lacks its end, is decoded once more with other bytes behind its pixels: it is whole if these change nothing.
+    """
+    image = _opened(file, file.data)
+    if file.doubt is None or (file.doubt.last is not None and not _is_filled(image, file.doubt.last)):
+        return image
+    sum_ = _checksum(image)
+    del image
+    image = _opened(file, file.doubt.padded)
+    if _checksum(image) != sum_:
+        raise Unreadable("truncated")
+    return image
+
+
+def _opened(file: PictureFile, data: bytes) -> Image.Image:
+    image: Image.Image = Image.open(io.BytesIO(data), formats=(file.kind,))
+    if image.size != (file.width, file.height):
+        raise Unreadable("damaged")
+    image.load()
+    return image.copy() if file.kind == "WEBP" else image  # libwebp's buffers go with the first one
+
+
+def _is_filled(image: Image.Image, last: tuple[int, int]) -> bool:
+    """Whether the last pixels of a picture are about as libjpeg makes them where the file has no more."""
+    width, height = image.size
+    box = ((width - 1) // last[0] * last[0], (height - 1) // last[1] * last[1], width, height)
+    levels = image.crop(box).convert("RGB").convert("L").getextrema()
+    return all(isinstance(level, int) and abs(level - _FILLED) <= _NEARLY for level in levels)
+
+
+def _checksum(image: Image.Image) -> int:
+    sum_, rows = 0, max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        sum_ = zlib.crc32(image.crop((0, top, image.width, min(top + rows, image.height))).tobytes(), sum_)
+    return sum_
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits of grey: keep the upper eight
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        deep = np.asarray(image).astype(np.int64)
+        grey = (deep >> 8).clip(0, 255).astype(np.uint8)
+        grey[deep == image.info.get("transparency", -1)] = _WHITE
+        image = Image.fromarray(grey)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))

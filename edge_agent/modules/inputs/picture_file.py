@@ -1,6 +1,7 @@
 """A picture's file before it is decoded: its size, what decoding takes, and the bytes that the decoder needs.
 
-Owns the question how a picture is turned (EXIF, XMP), for both formats. ``jpeg_file`` and ``png_file`` read the files.
+Owns the question how a picture is turned (EXIF, XMP), for all formats. ``jpeg_file``, ``png_file`` and
+``webp_file`` read the files.
 
 Invariants:
 - The decoder gets nothing but what makes pixels. Metadata, comments, other pictures in the file and animations never
@@ -29,10 +30,20 @@ class Unreadable(ValueError):
 
 
 @dataclass(frozen=True)
+class Doubt:
+    """Whether the pixels of a file end too early, which its decoder doesn't say."""
+
+    padded: bytes  # the file with other bytes behind its pixels: they make other pixels where some are missing
+    last: (
+        tuple[int, int] | None
+    )  # the size of the last pixels; where these aren't flat none are missing. None: decode both
+
+
+@dataclass(frozen=True)
 class PictureFile:
     """A picture that isn't decoded yet."""
 
-    kind: Literal["JPEG", "PNG"]
+    kind: Literal["JPEG", "PNG", "WEBP"]
     width: int
     height: int
     data: bytes  # the file without what makes no pixels
@@ -41,6 +52,8 @@ class PictureFile:
     pixel_bytes: int  # of a decoded pixel
     buffered_bytes: int  # that the decoder needs besides
     is_rgb: bool  # decoded as RGB, without transparency
+    has_plain_inks: bool = False  # four inks, 255 is all of one; in Adobe's files 0 is
+    doubt: Doubt | None = None  # whether it has all of its rows, which shows only when it is decoded
 
     @property
     def memory_bytes(self) -> int:

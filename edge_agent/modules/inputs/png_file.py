@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+from broker.protocol.sizes import show_sizes
 from edge_agent.modules.inputs.limits import MAX_CHUNKS, MAX_METADATA_BYTES, MAX_PIXELS, MAX_ROW_BYTES
 from edge_agent.modules.inputs.picture_file import PictureFile, Unreadable, orientation_of, too_large
 
@@ -17,9 +18,9 @@ _HEADER, _PALETTE, _TRANSPARENCY, _PIXELS, _EXIF = b"IHDR", b"PLTE", b"tRNS", b"
 _KEPT, _METADATA = {_HEADER, _PALETTE, _TRANSPARENCY}, {_EXIF, b"tEXt", b"zTXt", b"iTXt"}
 _EXIF_TEXT, _XMP_TEXT, _LONGEST_KEY = b"Raw profile type exif", b"XML:com.adobe.xmp", 80
 _HEADER_BYTES = 8 + 13 + 4
-_RGB, _DEEP_BITS = 2, 16
+_GREY, _RGB, _DEEP_BITS = 0, 2, 16
 _COLOURS = {
-    0: ("grey", 1, 1),
+    _GREY: ("grey", 1, 1),
     _RGB: ("colour", 3, 4),
     3: ("a palette", 1, 1),
     4: ("grey with transparency", 2, 4),
@@ -52,6 +53,8 @@ def read(data: bytes) -> PictureFile:
         raise Unreadable("unknown format")
     exif = metadata.get(_EXIF) or _raw_profile(metadata.get(_EXIF_TEXT, b""))
     orientation = orientation_of(exif, metadata.get(_XMP_TEXT, b""))
+    if _TRANSPARENCY in kept:
+        kept[_TRANSPARENCY] = _as_decoded(kept[_HEADER], kept[_TRANSPARENCY])
     file = [MAGIC, *kept.values(), _chunk(_PIXELS, b"".join(pixels)), _chunk(b"IEND", b"")]
     return _picture(kept[_HEADER], b"".join(file), orientation, has_transparency=_TRANSPARENCY in kept)
 
@@ -64,9 +67,10 @@ def _picture(header: bytes, data: bytes, orientation: int, *, has_transparency: 
     pixel_bits, is_deep = bits * channels, bits == _DEEP_BITS
     row_bytes = height * (1 + (width * pixel_bits + 7) // 8)
     if row_bytes > MAX_ROW_BYTES and width * height <= MAX_PIXELS:  # else its number of pixels is the reason
+        rows, limit = show_sizes(row_bytes, MAX_ROW_BYTES)
         raise too_large(
-            f"the rows of this PNG have {row_bytes / 1e6:.0f} MB ({width} x {height} pixels of {pixel_bits} bits), at "
-            f"most {MAX_ROW_BYTES / 1e6:.0f} MB are allowed: send one with fewer pixels, or with 8 bits a channel"
+            f"the rows of this PNG have {rows} ({width} x {height} pixels of {pixel_bits} bits), "
+            f"at most {limit} are allowed: send one with fewer pixels, or with 8 bits a channel"
         )
     return PictureFile(
         kind="PNG",
@@ -79,6 +83,20 @@ def _picture(header: bytes, data: bytes, orientation: int, *, has_transparency: 
         buffered_bytes=0,
         is_rgb=colour == _RGB and not has_transparency,
     )
+
+
+def _as_decoded(header: bytes, transparency: bytes) -> bytes:
+    """The chunk of a transparent colour, as Pillow compares it: with the pixels that it decoded, of 8 bits a channel.
+
+    Of 16-bit colours Pillow decodes the upper bytes, so the transparent colour is that of the upper bytes, too.
+    """
+    bits, colour = header[16:18]
+    values = [int.from_bytes(transparency[at : at + 2], "big") for at in range(8, len(transparency) - 4, 2)]
+    if colour not in {_GREY, _RGB} or bits == 1 or (bits == _DEEP_BITS and colour == _GREY):
+        return transparency
+    most = 2**bits - 1
+    scaled = [value >> 8 if bits == _DEEP_BITS else (value & most) * 255 // most for value in values]
+    return _chunk(_TRANSPARENCY, struct.pack(f">{len(scaled)}H", *scaled))
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:

@@ -30,8 +30,10 @@ from transformers.utils import logging as transformers_logging
 from broker.protocol.errors import ModuleRefused, first_line
 from broker.protocol.preparation import PicturePreparation, TextPreparation
 from broker.protocol.tensors import Array
+from broker.text_lines import lines_of
 from edge_agent.modules import Value
 from edge_agent.modules.inputs import decoding, sample_inputs, steps
+from edge_agent.modules.inputs.notes import note
 from edge_agent.modules.inputs.tokens import END, UNKNOWN, FastTokens, SigLIPTokens
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
 from edge_agent.modules.weights.identity import fingerprint
@@ -115,10 +117,10 @@ def vocabulary(checkpoint: Checkpoint) -> JsonValue:
         merges = [" ".join(merge) if isinstance(merge, list) else merge for merge in merges]
     elif (path := checkpoint.repository.path("vocab.json")) is not None:
         vocab = read_object(path)
-        lines = _text(checkpoint.repository.required("merges.txt")).splitlines()
+        lines = lines_of(_text(checkpoint.repository.required("merges.txt")))
         merges = [line for line in lines if line.strip() and not line.startswith("#version")]
     elif (path := checkpoint.repository.path("vocab.txt")) is not None:
-        vocab, merges = _text(path).splitlines(), []
+        vocab, merges = lines_of(_text(path)), []
     elif (path := checkpoint.repository.path("spiece.model")) is not None:
         vocab, merges = path.read_bytes().hex(), []
     else:
@@ -247,14 +249,18 @@ class TokenizedTexts:
     def read(self, value: Value) -> dict[str, Array]:
         """The tokens."""
         lines, how = decoding.lines(value), self.preparation
+        texts = [" ".join(lines)] if how.joined else lines
         found = self.tokenizer(
-            [" ".join(lines)] if how.joined else lines,
+            texts,
             padding="max_length" if how.padded else True,
             truncation=True,
             max_length=how.longest,
             return_attention_mask=True,
             return_tensors="np",
         )
+        for number, (text, mask) in enumerate(zip(texts, found["attention_mask"], strict=True), start=1):
+            if mask.sum() == how.longest and len(self.tokenizer(text, verbose=False)["input_ids"]) > how.longest:
+                note(f"text {number} has more than the {how.longest} tokens that are read: the rest is cut")
         return {"ids": found["input_ids"], "mask": found["attention_mask"]}
 
     def sample(self) -> Value:

@@ -18,7 +18,7 @@ from PIL import Image
 from broker.protocol.codec import RawInput
 from broker.protocol.tensors import Array, Tensors
 
-PICTURE = (1280, 720)  # pixels; about 250 kB as JPEG
+PICTURE, OTHER_PICTURE = (1280, 720), (48, 36)  # pixels; the first has about 250 kB as JPEG
 TEXTS = 4  # of seven tokens with start and end
 SOUND_S, SOUND_HZ = 2.0, 16_000
 
@@ -36,9 +36,21 @@ def picture() -> RawInput:
     return RawInput(out.getvalue(), "image/jpeg")
 
 
+def other_picture() -> RawInput:
+    """A small picture of other proportions, to see which lengths depend on a picture."""
+    out = io.BytesIO()
+    Image.new("RGB", OTHER_PICTURE, (90, 120, 150)).save(out, "PNG")
+    return RawInput(out.getvalue(), "image/png")
+
+
 def texts() -> RawInput:
     """Four captions, one a line."""
     return RawInput("\n".join(f"a photo of a {what}" for what in ("dog", "cat", "cup", "boat")).encode(), "text/plain")
+
+
+def text() -> RawInput:
+    """One short text."""
+    return RawInput(b"dog", "text/plain")
 
 
 def question() -> RawInput:
@@ -47,9 +59,9 @@ def question() -> RawInput:
 
 
 @cache
-def sound() -> RawInput:
-    """A wav file of two seconds, a tone that rises and falls."""
-    at_s = np.arange(int(SOUND_S * SOUND_HZ)) / SOUND_HZ
+def sound(seconds: float = SOUND_S) -> RawInput:
+    """A wav file, a tone that rises and falls."""
+    at_s = np.arange(int(seconds * SOUND_HZ)) / SOUND_HZ
     tone = 0.3 * np.sin(2 * np.pi * (220 * at_s + 20 * np.sin(3 * at_s)))
     out = io.BytesIO()
     with wave.open(out, "wb") as file:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from broker.protocol.preparation import SoundPreparation
 from broker.protocol.tensors import Array
+from edge_agent.modules.inputs.notes import note
 
 _FRAMES_AT_ONCE = 256
 _SLANEY_HZ, _SLANEY_MELS = 1000.0, 15.0  # up to here Slaney's scale is linear
@@ -25,9 +26,11 @@ _Floats = NDArray[np.float64]
 def features(samples: Samples, how: SoundPreparation) -> Array:
     """The features float32 of samples (n,), n at least 1: ``how.layout`` says of which lengths."""
     if how.samples is not None:
+        _note_cut(len(samples), how.samples, how.rate_hz)
         samples = _filled(samples[: how.samples], how.samples, how.fill)
     found = _logarithm(_energies(samples, how), how).astype(np.float32)  # (bands, frames)
     if how.frames is not None:
+        _note_cut(found.shape[1], how.frames, how.rate_hz / how.hop)
         found = found[:, : how.frames]
     if how.range is not None:
         found = np.maximum(found, found.max() - how.range)
@@ -36,6 +39,11 @@ def features(samples: Samples, how: SoundPreparation) -> Array:
     made = (found - how.mean) / how.std
     laid_out = {"bands x frames": made[None], "frames x bands": made.T[None], "1 x frames x bands": made.T[None, None]}
     return np.ascontiguousarray(laid_out[how.layout], dtype=np.float32)
+
+
+def _note_cut(there: int, used: int, rate_hz: float) -> None:
+    if there > used:
+        note(f"the sound lasts {there / rate_hz:.1f} s, and its first {used / rate_hz:.1f} s are used: the rest is cut")
 
 
 def _filled(samples: Samples, length: int, fill: str) -> Samples:

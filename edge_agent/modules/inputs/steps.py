@@ -17,10 +17,10 @@ from pydantic import Field, JsonValue, PrivateAttr, StringConstraints, TypeAdapt
 
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.preparation import PicturePreparation, SoundPreparation, TextPreparation
-from broker.protocol.specs import describe
+from broker.protocol.sentences import describe
 from broker.protocol.tensors import Array
 from broker.protocol.values import Spec
-from edge_agent.modules import Output, Prepared, RequestSteps, Value
+from edge_agent.modules import Output, Prepared, RequestSteps, Value, lacking
 from edge_agent.modules.inputs import audio, decoding, sample_inputs, spectrogram, tokens
 from edge_agent.modules.inputs.answers import Answer, AsItIs, Likeliest, Masks, Ranked
 from edge_agent.modules.inputs.limits import MAX_LINES
@@ -276,7 +276,6 @@ def from_description(content: object, directory: Path) -> RequestSteps:
         field, sentence = describe(error.errors()[0])
         raise ModuleRefused(f"{field or 'the description'} {sentence}: correct it, or export it again") from error
     except ImportError as error:
-        raise ModuleRefused(
-            f"its steps need the Python package {error.name}, which is missing: pip install {error.name}"
-        ) from error
+        fix = f"pip install {error.name}" if error.name else "install it again"
+        raise ModuleRefused(f"its steps need {lacking(error)}: {fix}") from error
     return made if isinstance(made, Ranking) else Steps(made.needs, made.answer)

@@ -17,7 +17,9 @@ import numpy as np
 
 from broker.protocol.errors import ModuleRefused, first_line
 from broker.protocol.preparation import TextPreparation
+from broker.protocol.sizes import show_bytes
 from broker.protocol.tensors import Array
+from edge_agent.modules.inputs.notes import note_cut_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -55,7 +57,7 @@ def read(directory: Path, how: TextPreparation) -> Tokens:
     path = directory / how.tokenizer
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise ModuleRefused(f"{path} has more than {MAX_FILE_BYTES} bytes: it is not a tokenizer")
+            raise ModuleRefused(f"{path} has more than {show_bytes(MAX_FILE_BYTES)}: it is not a tokenizer")
         content = path.read_bytes()
     except OSError as error:
         raise ModuleRefused(
@@ -91,8 +93,8 @@ class FastTokens:
 
     def __init__(self, tokenizer: Tokenizer, how: TextPreparation, pad: str, *, side: str = "right") -> None:
         self._tokenizer = tokenizer
-        cut = (tokenizer.truncation or {}).get("direction", "right")
-        tokenizer.enable_truncation(how.longest, direction=cut)
+        self._longest, self._cut = how.longest, (tokenizer.truncation or {}).get("direction", "right")
+        tokenizer.enable_truncation(how.longest, direction=self._cut)
         tokenizer.enable_padding(
             direction=side,
             pad_id=tokenizer.token_to_id(pad),
@@ -103,6 +105,11 @@ class FastTokens:
     def of(self, texts: Sequence[str]) -> dict[str, Array]:
         """As ``Tokens`` says."""
         found = self._tokenizer.encode_batch(list(texts))
+        for number, (text, each) in enumerate(zip(texts, found, strict=True), start=1):
+            places = [place for place in each.offsets if place != (0, 0)]  # which special tokens have
+            if each.overflowing and places:
+                unread = text[places[-1][1] :] if self._cut == "right" else text[: places[0][0]]
+                note_cut_text(number, self._longest, unread.strip())
         return {
             "ids": np.array([each.ids for each in found]),
             "mask": np.array([each.attention_mask for each in found]),
@@ -126,7 +133,7 @@ class SigLIPTokens:
 
     def of(self, texts: Sequence[str]) -> dict[str, Array]:
         """As ``Tokens`` says."""
-        found = [self._ids(text) for text in texts]
+        found = [self._ids(text, number) for number, text in enumerate(texts, start=1)]
         length = self._how.longest if self._how.padded else max(map(len, found))
         ids, mask = np.full((len(found), length), self._end), np.zeros((len(found), length), np.int64)
         for index, each in enumerate(found):
@@ -137,8 +144,11 @@ class SigLIPTokens:
         """As ``Tokens`` says."""
         return bytes(self._model.serialized_model_proto())
 
-    def _ids(self, text: str) -> list[int]:
-        ids = [int(self._model.piece_to_id(piece)) for piece in self._pieces(text)][: self._how.longest - 1]
+    def _ids(self, text: str, number: int) -> list[int]:
+        pieces, read = self._pieces(text), self._how.longest - 1
+        if unread := "".join(pieces[read:]).removesuffix(END):
+            note_cut_text(number, self._how.longest, unread.replace(_SPACE, " ").strip())
+        ids = [int(self._model.piece_to_id(piece)) for piece in pieces[:read]]
         return ids if ids[-1:] == [self._end] else [*ids, self._end]
 
     def _pieces(self, text: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from broker.protocol.errors import ModuleRefused
+from broker.protocol.sizes import show_sizes
 from broker.protocol.specs import ModuleSpec, Source
 
 
@@ -26,9 +27,10 @@ def check_size(spec: ModuleSpec, held_bytes: int) -> None:
         ModuleRefused: they do.
     """
     if held_bytes > spec.memory_bytes:
+        held, said = show_sizes(held_bytes, spec.memory_bytes)
         raise ModuleRefused(
-            f"the weights of {spec.source} have {held_bytes} bytes and the spec says {spec.memory_bytes}: correct "
-            "memory_bytes, or the spec's source"
+            f"the weights of {spec.source} have {held} and the spec says {said}: correct memory_bytes to "
+            f"{held_bytes}, or the spec's source"
         )
 
 

@@ -18,7 +18,9 @@ from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from broker.directories import in_home
 from broker.protocol.errors import ModuleRefused
+from broker.protocol.sentences import described
 from broker.protocol.specs import COMMIT, Source
 from broker.protocol.values import Spec
 from edge_agent import catalog
@@ -47,21 +49,36 @@ PIP_HASHES: Mapping[str, Mapping[str, str]] = {
 }
 """pip package -> the files beside its weights that are read, and their SHA-256. A task's digest has the weights."""
 
-_Hub = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$", max_length=128)]
-_Url = Annotated[str, StringConstraints(pattern=r"^https?://[^/?#@\s]+/[^?#\s]*$", max_length=512)]
+_Hub = Annotated[
+    str,
+    described(
+        r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$",
+        "is not a repository: write an organisation, or org/name",
+        max_length=128,
+    ),
+]
+UrlBeginning = Annotated[
+    str,
+    described(
+        r"^https?://[^/?#@\s]+/[^?#\s]*$",
+        "is not the beginning of a URL: write http(s)://host/, without login, ? and #",
+        max_length=512,
+    ),
+]
+"""The beginning of URLs, up to the end of a folder's or a file's name (``begins_with``)."""
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 
 
 class AllowedWeights(Spec):
     """``weights:`` in the agent's file. A list allows what it names; one that isn't written, the catalogue's own.
 
-    ``hub`` names organisations, or single repositories as org/name. ``url`` names beginnings of URLs: no source is a
-    URL yet. ``directories`` are places beside the models directory into which its links may lead.
+    ``hub`` names organisations, or single repositories as org/name. ``url`` names beginnings of URLs.
+    ``directories`` are places beside the models directory into which its links may lead.
     """
 
     hub: Annotated[tuple[_Hub, ...], Field(max_length=256)] = (CATALOGUE,)
     pip: Annotated[tuple[_Text, ...], Field(max_length=256)] = (CATALOGUE,)
-    url: Annotated[tuple[_Url, ...], Field(max_length=256)] = ()
+    url: Annotated[tuple[UrlBeginning, ...], Field(max_length=256)] = ()
     directories: Annotated[tuple[_Text, ...], Field(max_length=256)] = ()
 
     @model_validator(mode="after")
@@ -89,6 +106,15 @@ class AllowedWeights(Spec):
                 "them), or put the repository into the models directory"
             )
 
+    def check_url(self, url: str) -> None:
+        """Check that a file may be fetched from its URL.
+
+        Raises:
+            ModuleRefused: no beginning of the list is its own.
+        """
+        if not any(begins_with(url, each) for each in self.url):
+            raise ModuleRefused(f"{url} {_not_allowed('url', self.url, url.rpartition('/')[0] + '/')}")
+
     def check_package(self, package: str, known: Collection[str]) -> None:
         """Check that the weights of a pip package may be read; ``known`` are those that this version can read.
 
@@ -104,7 +130,7 @@ class AllowedWeights(Spec):
         Raises:
             ModuleRefused: a link leads out of it.
         """
-        roots = [real for each in (models, *map(Path, self.directories)) if (real := _real(each.expanduser()))]
+        roots = [real for each in (models, *map(Path, self.directories)) if (real := _real(in_home(each)))]
         for path in _paths(repository):
             real = _real(path)
             if real is None or not any(real.is_relative_to(root) for root in roots):
@@ -133,6 +159,13 @@ def allowed() -> AllowedWeights:
 def organisations() -> frozenset[str]:
     """The organisations whose repositories the catalogue's tasks name: it has a file for each repository."""
     return frozenset(path.name.partition("--")[0] for path in (catalog.DIRECTORY / "hub" / "configs").glob("*--*.json"))
+
+
+def begins_with(url: str, beginning: str) -> bool:
+    """Whether a URL is this one, or lies in this folder. The host's letters count as small ones."""
+    host, slash, path = beginning.partition("://")[2].partition("/")
+    folder = f"{beginning.partition('://')[0]}://{host.lower()}{slash}{path}"
+    return url == folder or url.startswith(folder if folder.endswith("/") else f"{folder}/")
 
 
 def _with_catalogue(listed: Sequence[str], catalogue: Collection[str]) -> set[str]:

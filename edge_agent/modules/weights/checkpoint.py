@@ -7,7 +7,9 @@ part takes no more memory than its weights.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +23,15 @@ from edge_agent.modules.weights.hub import Repository
 from edge_agent.modules.weights.layout import INDEX, PICKLES, SINGLE, read_object
 
 T = TypeVar("T")
+_LOOKED_AT = 512  # bytes of a file that can't be read
+_LFS_POINTER = b"version https://git-lfs"
+_MARKED_UP = re.compile(rb"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
+_TEXT = frozenset((*range(32, 127), 9, 10, 13))
+_WRAPPERS = {  # the prefix of each name -> how to save the model without it
+    "module.": "save `model.module.state_dict()`, without the data-parallel wrapper",
+    "_orig_mod.": "save `model._orig_mod.state_dict()`, without torch.compile's wrapper",
+    "model.": "save the state of the model inside the training class, `trained.model.state_dict()`",
+}
 Config = dict[str, Any]
 
 
@@ -72,6 +83,14 @@ class Checkpoint:
                 files[name] = file
         return files
 
+    @property
+    def wrapped(self) -> str:
+        """The sentence about a prefix that a wrapper put before the name of every tensor; empty without one."""
+        for prefix, way in _WRAPPERS.items():
+            if self.files and all(name.startswith(prefix) for name in self.files):
+                return f"; the names of all its tensors begin with {prefix}: {way}, or rename the tensors"
+        return ""
+
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Tensors by name, row-major in memory of their own.
 
@@ -109,6 +128,8 @@ class Checkpoint:
     def _without_index(self) -> tuple[str, ...]:
         names = self.repository.names()
         found = tuple(name for name in names if name.endswith(".safetensors"))
+        if SINGLE in found:  # beside variants of it, such as model.fp16.safetensors
+            found = tuple(name for name in found if name == SINGLE or not name.startswith("model."))
         if not names and self.repository.directory is None and self.repository.path(SINGLE) is not None:
             found = (SINGLE,)
         if found:
@@ -135,9 +156,21 @@ def tensor_names(path: Path) -> list[str]:
         with safe_open(path, "pt") as opened:
             return list(opened.keys())
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModuleRefused(
-            f"{path} is not a complete safetensors file ({first_line(error)}): fetch it again"
-        ) from error
+        raise ModuleRefused(_why_unreadable(path, error)) from error
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    """The sentence for a file without safetensors: it names what the file is, if its first bytes say."""
+    head = b""
+    with suppress(OSError), path.open("rb") as file:
+        head = file.read(_LOOKED_AT)
+    if head.startswith(_LFS_POINTER):
+        return f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its repository, and copy it again"
+    if _MARKED_UP.match(head):
+        return f"{path} is an HTML page, no safetensors file: download the file itself, not the page about it"
+    if head and all(byte in _TEXT for byte in head):
+        return f"{path} is a text file, no safetensors file: fetch the weights again"
+    return f"{path} is not a complete safetensors file ({first_line(error)}): fetch it again"
 
 
 def _plain(file: str) -> bool:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.protocol.errors import ModuleRefused
+from broker.protocol.sizes import show_sizes
 from edge_agent.modules.weights.progress import Progress, current, reporting_to
 
 CHUNK_BYTES = 1024 * 1024  # written at a time: other loads that wait for the same file see it grow
@@ -160,10 +161,11 @@ def check_disk(directory: Path, size_bytes: int, what: str, variable: str) -> No
     place = next(path for path in (directory, *directory.parents) if path.is_dir())
     free_bytes = shutil.disk_usage(place).free
     if size_bytes + DISK_RESERVE_BYTES > free_bytes:
-        needs = f"{what} has {size_bytes} bytes" if size_bytes else f"{what} goes on"
+        size, free, reserve = show_sizes(size_bytes, free_bytes, DISK_RESERVE_BYTES)
+        needs = f"{what} has {size}" if size_bytes else f"{what} goes on"
         raise ModuleRefused(
-            f"{needs}, and {free_bytes} are free on the disk of {place}, of which {DISK_RESERVE_BYTES} stay free: free "
-            f"some room, or set {variable} to a larger disk"
+            f"{needs}, and {free} are free on the disk of {place}, of which {reserve} stay free: free some room, or "
+            f"set {variable} to a larger disk"
         )
 
 

@@ -17,22 +17,24 @@ from typing import Annotated, Literal
 import structlog
 from pydantic import Field, JsonValue, StringConstraints, ValidationError
 
+from broker.files import is_left_behind
 from broker.protocol.errors import ModuleRefused, first_line
+from broker.protocol.preparation import FileName
+from broker.protocol.sentences import describe, described
+from broker.protocol.sizes import show_bytes
 from broker.protocol.specs import (
     MAX_EXPORTS,
     Bytes,
     ModuleKey,
     ModuleName,
     NotNegative,
-    describe,
 )
 from broker.protocol.values import Spec
 
 MANIFEST = "export.json"
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024  # the labels of a classifier stand in it
 Precision = Literal["float32", "int8"]
-FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=128)]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, described(r"^[0-9a-f]{64}$", "must be 64 digits of 0-9 and a-f")]
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 log = structlog.get_logger()
 _Length = Annotated[int, Field(ge=1)] | None
@@ -95,7 +97,7 @@ def read(directory: Path) -> Export:
     path = directory / MANIFEST
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise ModuleRefused(f"{path} has more than {MAX_MANIFEST_BYTES} bytes: export the module again")
+            raise ModuleRefused(f"{path} has more than {show_bytes(MAX_MANIFEST_BYTES)}: export the module again")
         return Export.model_validate_json(path.read_bytes())
     except OSError as error:
         raise ModuleRefused(f"{path} can't be read ({error.strerror}): export the module again") from error
@@ -132,7 +134,7 @@ def sha256_of(path: Path) -> str:
 
 def found_in(models: Path) -> Iterator[Path]:
     """The directories of a models directory that hold an export, by name."""
-    return iter(sorted(path.parent for path in models.glob(f"*/{MANIFEST}") if not path.parent.name.startswith(".")))
+    return iter(sorted(path.parent for path in models.glob(f"*/{MANIFEST}") if not is_left_behind(path.parent.name)))
 
 
 def readable(models: Path | None) -> list[tuple[Path, Export]]:

@@ -2,13 +2,14 @@
 
 Owns the order of places: the models directory (``DIRECTORY_VARIABLE``, or the agent's setting ``models:``), laid out
 DIR/org/name/{config.json, *.safetensors, tokenizer files}; then the Hugging Face hub at the pinned revision, file by
-file, into the hub client's own cache. Knows no file's meaning, and opens none.
+file, into the hub client's own cache. A source with a URL has a cache of its own (``stored``). Knows no file's
+meaning, and opens none.
 
 Invariants: a repository found in the models directory is complete there, and the hub isn't asked for the rest. The
 organisation ``local`` is for weights that nobody publishes, or only at an unknown commit: they are looked up in the
-models directory only. What is
-downloaded, or read from the cache, is allowed (``allowed``), and checked as it comes (``downloads``).
-HF_HUB_OFFLINE, HF_HOME and HF_TOKEN mean what they mean to the hub's own client.
+models directory only. What is downloaded, or read from the cache, is allowed (``allowed``), and checked as it comes
+(``downloads``).
+HF_ENDPOINT (a mirror), HF_HUB_OFFLINE, HF_HOME and HF_TOKEN mean what they mean to the hub's own client.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from broker.protocol.errors import ModuleRefused, first_line
+from broker.directories import in_home
+from broker.files import inside
+from broker.protocol.errors import BadFile, ModuleRefused, first_line
 from broker.protocol.specs import Source
+from edge_agent.modules.weights import stored
 from edge_agent.modules.weights.allowed import allowed
 from edge_agent.modules.weights.downloads import downloading
 
@@ -29,6 +33,10 @@ DIRECTORY_VARIABLE = "S2M3_MODELS"
 LOCAL = "local"
 UNKNOWN = object()
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*(\.[\w-]+)*/[A-Za-z0-9][\w-]*(\.[\w-]+)*")  # no dots beside dots: no way up
+
+
+_ENDPOINT_VARIABLE = "HF_ENDPOINT"
+_ENDPOINT = re.compile(r"https?://[^\s/@?#]+(/[^\s@?#]*)?")
 
 
 class HubIsAway(ModuleRefused):
@@ -104,7 +112,7 @@ class Repository:
         """The files of a repository in the models directory, sorted; empty for one on the hub."""
         if self.directory is None:
             return ()
-        return tuple(sorted(path.name for path in self.directory.iterdir() if path.is_file()))
+        return tuple(path.name for path in inside(self.directory) if path.is_file())
 
     def __str__(self) -> str:
         if self.directory is not None:
@@ -114,16 +122,18 @@ class Repository:
 
 def models_directory() -> Path | None:
     """The models directory, when one is set."""
-    return Path(value).expanduser() if (value := os.environ.get(DIRECTORY_VARIABLE)) else None
+    return in_home(value) if (value := os.environ.get(DIRECTORY_VARIABLE)) else None
 
 
 def repository(source: Source) -> Repository:
     """Find the repository of a source.
 
     Raises:
-        ModuleRefused: its name is not valid, it is ``local`` and not in the models directory, a link leads out of that,
-            or the agent's file or the missing commit forbids to download it.
+        ModuleRefused: its URL or name is not valid, it is ``local`` and not in the models directory, a link leads out
+            of that, or the agent's file or the missing commit forbids to download it.
     """
+    if source.url is not None:
+        return Repository(source.url, None, stored.cache().directory_of(source))
     name = source.hub or ""
     if not _NAME.fullmatch(name):
         raise ModuleRefused(f"{name!r} is not a repository: write hub: organisation/name")
@@ -134,11 +144,33 @@ def repository(source: Source) -> Repository:
     if name.startswith(f"{LOCAL}/"):
         place = f"{models}/{name}" if models else f"DIR/{name}, and set {DIRECTORY_VARIABLE}=DIR"
         raise ModuleRefused(
-            f"{name} comes from the models directory only: put its config.json and safetensors into {place}; "
-            "`s2m3 head train` makes heads, `s2m3 models random` random weights"
+            f"{name} comes from the models directory only: put its config.json and safetensors (or model.onnx) into "
+            f"{place}; `s2m3 head train` makes heads, `s2m3 models random` random weights"
         )
     allowed().check_repository(source)
     return Repository(name, source.revision, None)
+
+
+def check_endpoint() -> None:
+    """Refuse a wrong address of a mirror, which its client would show in every error.
+
+    Raises:
+        BadFile: it isn't an address, or has a login.
+    """
+    endpoint = os.environ.get(_ENDPOINT_VARIABLE)
+    if endpoint is None or _ENDPOINT.fullmatch(endpoint):
+        return
+    if "@" in endpoint:
+        problem, fix = "has a login, which logs would show", "write the address without it, and a token into HF_TOKEN"
+    else:
+        problem, fix = f"is {endpoint!r}, not the address of a mirror", "write https://host, or unset it for the hub"
+    raise BadFile(file=_ENDPOINT_VARIABLE, problem=problem, fix=fix)
+
+
+def _the_hub() -> str:
+    """The hub, or the mirror that is asked in its place, for a sentence."""
+    endpoint = os.environ.get(_ENDPOINT_VARIABLE)
+    return f"{endpoint} ({_ENDPOINT_VARIABLE})" if endpoint else "the hub"
 
 
 def _cached(name: str, revision: str | None, file: str) -> Path | object | None:
@@ -154,6 +186,10 @@ def _cached(name: str, revision: str | None, file: str) -> Path | object | None:
 def _download(name: str, revision: str, file: str, *, cache_only: bool) -> Path | None:
     from huggingface_hub import constants, errors, hf_hub_download  # noqa: PLC0415 - the same
 
+    try:
+        check_endpoint()
+    except BadFile as error:
+        raise ModuleRefused(str(error)) from error
     where = f"{name}@{revision}"
     elsewhere = f"put the repository into DIR/{name} and set {DIRECTORY_VARIABLE}=DIR (or models: in the agent's file)"
     try:
@@ -162,7 +198,8 @@ def _download(name: str, revision: str, file: str, *, cache_only: bool) -> Path 
             return Path(hf_hub_download(name, file, revision=revision, local_files_only=cache_only))
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:  # before the former's base class
         raise HubIsAway(
-            f"no network for the hub, and {file} of {where} is not in its cache: connect this device, or {elsewhere}"
+            f"no network for {_the_hub()}, and {file} of {where} is not in its cache: connect this device, or "
+            f"{elsewhere}"
         ) from error
     except errors.EntryNotFoundError:
         return None
@@ -171,7 +208,7 @@ def _download(name: str, revision: str, file: str, *, cache_only: bool) -> Path 
     except errors.RevisionNotFoundError as error:
         raise ModuleRefused(f"{name} has no revision {revision}: correct the spec's revision") from error
     except errors.RepositoryNotFoundError as error:
-        raise ModuleRefused(f"the hub has no {name}: correct the spec's source, or {elsewhere}") from error
+        raise ModuleRefused(f"{_the_hub()} has no {name}: correct the spec's source, or {elsewhere}") from error
     except ModuleRefused:
         raise
     except Exception as error:  # the hub's own errors are OSErrors, as a disk's are; those of its HTTP library aren't
@@ -184,5 +221,5 @@ def _reason(error: Exception, what: str, elsewhere: str) -> str:
         return f"the disk is full: {what} doesn't fit; free some room, or set HF_HOME to a larger disk"
     first = first_line(error)
     if isinstance(error, ConnectionError | TimeoutError) or number is None:
-        return f"no network for the hub, or it refuses: {what}: {first}; try again later, or {elsewhere}"
+        return f"no network for {_the_hub()}, or it refuses: {what}: {first}; try again later, or {elsewhere}"
     return f"{what} can't be stored ({first}): check the disk and the permissions of HF_HOME"

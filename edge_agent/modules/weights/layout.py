@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.protocol.errors import ModuleRefused, first_line
+from broker.protocol.sizes import show_bytes
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -25,8 +26,8 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
-            raise ModuleRefused(f"{path} has more than {_MAX_JSON_BYTES} bytes: it is not what its name says")
-        content = json.loads(path.read_text(encoding="utf-8"))
+            raise ModuleRefused(f"{path} has more than {show_bytes(_MAX_JSON_BYTES)}: it is not what its name says")
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModuleRefused(f"{path} is not JSON ({first_line(error)}): fetch it again") from error
     if not isinstance(content, dict):

@@ -198,8 +198,11 @@ def open_part(spec: ModuleSpec, name: str) -> Checkpoint:
         ModuleRefused: the source names another part or no repository, or the repository can't be had.
     """
     source = part_source(spec, name)
-    if source.hub is None:
-        raise ModuleRefused(f"{spec.family} takes its weights from a model repository: write source: {{hub: org/name}}")
+    if source.hub is None and source.url is None:
+        raise ModuleRefused(
+            f"{spec.family} takes its weights from a model repository: write source: {{hub: org/name}}, or a "
+            "url and its digest"
+        )
     return Checkpoint(hub.repository(source))
 
 
@@ -317,7 +320,7 @@ def tensor_names(part: AnyPart, checkpoint: Checkpoint) -> dict[str, str]:
     tried = " or ".join(sorted({prefix or "any" for layout in layouts for prefix in layout}))
     raise ModuleRefused(
         f"{checkpoint.repository} has no tensors named {tried}: its weights are incomplete, or of another model than "
-        "config.json says; fetch it again"
+        f"config.json says; fetch it again{checkpoint.wrapped}"
     )
 
 

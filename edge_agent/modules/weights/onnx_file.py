@@ -3,18 +3,24 @@
 Owns the checks of a file from a stranger, and the options of ONNX Runtime. Knows no family, no steps, and no
 ``export.json``.
 
-A file is a protobuf message of ``onnx.proto``. It is read here as far as it can refer to something outside of itself:
-data in other files, and operators of other libraries. ONNX Runtime checks the rest: types, shapes, the graph.
+A file is a protobuf message of ``onnx.proto``. It is read here as far as it can refer to something outside of itself
+(data in other files, operators of other libraries), or make much work out of few bytes. ONNX Runtime checks the rest:
+types, shapes, the graph.
 
 Invariants:
 - Data in another file is read only from a file that is named to ``check``, which lies beside the ONNX file.
 - Operators are those of ONNX Runtime itself (``DOMAINS``). No library of operators is ever loaded.
+- No graph is run again and again (``Loop``, ``Scan``), and functions in functions make no more than ``MAX_NODES``
+  nodes: a pass ends, and so does a load. What is computed at load has at most ``MAX_FOLDED_BYTES`` each.
 - ONNX Runtime gets no memory arena: it would keep the largest pass's memory (``open_session`` has the measurements).
 """
 
 from __future__ import annotations
 
+import math
 import mmap
+import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +34,7 @@ from edge_agent.modules import threads
 from edge_agent.runtime.out_of_memory import is_out_of_memory
 
 SUFFIX = ".onnx"  # ONNX Runtime takes other forms of a file by their suffix
-DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+DOMAINS = frozenset({"", "ai.onnx.ml", "com.microsoft"})
 """The operators that ONNX Runtime brings; those of ``com.microsoft`` are what its own quantisation writes."""
 DTYPES: Mapping[str, str] = {
     "tensor(bool)": "bool",
@@ -39,9 +45,16 @@ DTYPES: Mapping[str, str] = {
     "tensor(int64)": "int64",
     "tensor(uint8)": "uint8",
 }
-"""ONNX Runtime's types of the arrays that a pass takes -> NumPy's."""
+"""ONNX Runtime's types of the arrays that a pass takes and gives -> NumPy's."""
 MAX_FIELDS = 4_000_000  # of a file's graph; CLIP L/14 in float32 has 60,000
-MAX_DEPTH = 64  # of messages in messages: graphs in attributes of nodes
+MAX_DEPTH = 64  # of messages in messages: graphs in attributes of nodes; and of functions in functions
+MAX_NODES = 1_000_000  # where each call of a function is as many nodes as the function has; CLIP L/14 has 3,000
+MAX_FOLDED_BYTES = 64 * 1024 * 1024  # of an array that ONNX Runtime computes at load: a matrix of 4,096 x 4,096
+_FOLDED = "optimization.constant_folding_max_output_size_in_bytes"
+_IF = ("", "If")  # runs one of its graphs, once
+_MOST_SAID = 300  # characters of ONNX Runtime's reason
+_PLACE = re.compile(r"\S+\.(?:cc|h):\d+ ")  # of ONNX Runtime's own code
+_FUNCTION = re.compile(r"^[^()]*::\w+\((?:[^()]|\([^()]*\))*\)(?: const)? ")
 
 # onnx.proto: of each message, the fields that hold messages which may refer to something, and the kind of these.
 _MESSAGES: Mapping[str, Mapping[int, str]] = {
@@ -55,18 +68,53 @@ _MESSAGES: Mapping[str, Mapping[int, str]] = {
     "training": {1: "graph", 2: "graph"},
     "external": {},
 }
-_TEXTS = {("node", 7), ("function", 10), ("external", 1), ("external", 2)}  # domains; a key, and its value
+_TEXTS = {("node", 4), ("node", 7), ("function", 1), ("function", 10), ("external", 1), ("external", 2)}
+"""Names and domains of operators and of functions; a key, and its value."""
 _VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5  # protobuf's wire types
+
+
+_Operator = tuple[str, str]
+"""Its domain and its name."""
 
 
 @dataclass
 class References:
-    """All that an ONNX file refers to outside of itself."""
+    """All that an ONNX file refers to outside of itself, and what its nodes call."""
 
     files: set[str] = field(default_factory=set)  # with data of its arrays
-    domains: set[str] = field(default_factory=set)  # of its operators
-    own: set[str] = field(default_factory=set)  # of the functions that it defines itself
+    called: Counter[_Operator] = field(default_factory=Counter)  # by the nodes of its graph
+    functions: dict[_Operator, Counter[_Operator]] = field(default_factory=dict)  # of its own, and what they call
+    repeating: set[str] = field(default_factory=set)  # operators that have a graph, and may run it many times
     has_graph: bool = False
+
+    @property
+    def domains(self) -> set[str]:
+        """The domains of its operators."""
+        return {domain for each in (self.called, *self.functions.values()) for domain, _ in each}
+
+    @property
+    def own(self) -> set[str]:
+        """The domains of the functions that it defines itself."""
+        return {domain for domain, _ in self.functions}
+
+    def nodes(self) -> float:
+        """The nodes of its graph with those of all functions; infinite where functions lie too deep in each other."""
+        known: dict[_Operator, float] = {}
+
+        def size(operator: _Operator, depth: int) -> float:
+            if operator not in self.functions:
+                return 1
+            if depth > MAX_DEPTH:
+                return math.inf
+            if operator not in known:
+                known[operator] = math.inf  # while it is counted: a function that calls itself has no end
+                known[operator] = total(self.functions[operator], depth + 1)
+            return known[operator]
+
+        def total(called: Counter[_Operator], depth: int) -> float:
+            return sum(count * size(operator, depth) for operator, count in called.items())
+
+        return total(self.called, 0)
 
 
 def references(path: Path) -> References:
@@ -79,7 +127,7 @@ def references(path: Path) -> References:
         with path.open("rb") as file:
             content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         found = References()
-        _read(content, "model", found, [MAX_FIELDS], 0)
+        _read(content, "model", found, [MAX_FIELDS], depth=0, called=found.called)
     except OSError as error:
         raise ModuleRefused(f"{path} can't be read ({error.strerror or error}): export the module again") from error
     except (ValueError, IndexError) as error:  # also of an empty file, which can't be mapped
@@ -89,25 +137,40 @@ def references(path: Path) -> References:
     return found
 
 
-def check(path: Path, beside: Collection[str] = ()) -> References:
+def check(path: Path, beside: Collection[str] | None = None) -> References:
     """Check that a file refers to nothing but ONNX Runtime's operators, and data in the files named by ``beside``.
 
+    ``beside`` are the files that its export.json names; a file without one (None) has all of its data in itself.
+
     Raises:
-        ModuleRefused: it does, or is not an ONNX file.
+        ModuleRefused: it does, its passes may have no end, or it is not an ONNX file.
     """
     if path.suffix != SUFFIX:
         raise ModuleRefused(f"{path} must have a name that ends in {SUFFIX}: rename it")
     found = references(path)
-    if strange := sorted(found.files - set(beside)):
+    if strange := sorted(found.files - set(beside or ())):
         allowed = f"only {', '.join(sorted(beside))} beside it may" if beside else "no other file may"
+        other = " (torch.onnx.export: external_data=False)"
+        if beside is not None:
+            other = ", or in a file beside it that export.json names"
         raise ModuleRefused(
             f"{path} takes data from the file {strange[0][:200]!r}, and {allowed} hold data of it: save the data in "
-            "the ONNX file itself, or in a file beside it that export.json names"
+            f"the ONNX file itself{other}"
         )
     if strange := sorted(found.domains - found.own - DOMAINS):
         raise ModuleRefused(
             f"{path} has operators of the domain {strange[0][:200]!r}, and no library of operators is loaded: export "
             "the module with ONNX's own operators"
+        )
+    if found.repeating:
+        raise ModuleRefused(
+            f"{path} has the operator {min(found.repeating)[:200]!r}, which may run a graph without end: export the "
+            "module without loops"
+        )
+    if found.nodes() > MAX_NODES:
+        raise ModuleRefused(
+            f"{path} has functions that call each other so often that they are more than {MAX_NODES} nodes: export the "
+            "module without functions"
         )
     return found
 
@@ -116,11 +179,21 @@ def check(path: Path, beside: Collection[str] = ()) -> References:
 class Signature:
     """The arrays that a file takes, by name with their shapes and dtypes, and those that it gives.
 
-    A length that may differ is None.
+    A length that may differ is None. ``strange`` are the outputs that no module gives, with their types: lists, tables.
     """
 
     inputs: Mapping[str, tuple[tuple[int | None, ...], str]]
     outputs: tuple[str, ...]
+    strange: Mapping[str, str]
+
+    def require_arrays(self, path: Path, outputs: Collection[str]) -> None:
+        """Refuse outputs that aren't arrays of numbers.
+
+        Raises:
+            ModuleRefused: one of them isn't.
+        """
+        if name := next((each for each in outputs if each in self.strange), None):
+            raise ModuleRefused(_wrong_type(path, f"output {name}", self.strange[name], "module gives"))
 
 
 @dataclass(frozen=True)
@@ -145,8 +218,9 @@ def open_session(path: Path) -> Session:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads.count(), 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other programs need the processor, too
+    options.add_session_config_entry(_FOLDED, str(MAX_FOLDED_BYTES))
     made, found = _opened(path, options)
-    return Session(found.inputs, found.outputs, path.name, made)
+    return Session(found.inputs, found.outputs, found.strange, path.name, made)
 
 
 def signature(path: Path) -> Signature:
@@ -175,51 +249,70 @@ def _opened(path: Path, options: onnxruntime.SessionOptions) -> tuple[onnxruntim
         if is_out_of_memory(error):
             raise
         raise ModuleRefused(
-            f"{path} can't be loaded by ONNX Runtime {onnxruntime.__version__} ({_reason(error)}): export it with an "
+            f"{path} can't be loaded by ONNX Runtime {onnxruntime.__version__} ({reason(error)}): export it with an "
             "opset and operators that this version has, or update onnxruntime"
         ) from error
     inputs: dict[str, tuple[tuple[int | None, ...], str]] = {}
     for each in made.get_inputs():
         if each.type not in DTYPES:
-            raise ModuleRefused(
-                f"{path}: the input {each.name} is {each.type}, and a request has {', '.join(sorted(DTYPES))}: export "
-                "the module with one of these"
-            )
+            raise ModuleRefused(_wrong_type(path, f"input {each.name}", each.type, "request has"))
         inputs[each.name] = tuple(n if isinstance(n, int) and n > 0 else None for n in each.shape), DTYPES[each.type]
-    return made, Signature(inputs, tuple(each.name for each in made.get_outputs()))
+    if not inputs:
+        raise ModuleRefused(f"{path} takes no input, so it gives the same for each request: export it with an input")
+    given = {each.name: each.type for each in made.get_outputs()}
+    return made, Signature(inputs, tuple(given), {name: kind for name, kind in given.items() if kind not in DTYPES})
 
 
-def _reason(error: Exception) -> str:
-    """ONNX Runtime's sentence, on one line, without its own code's places."""
+def _wrong_type(path: Path, what: str, kind: str, others: str) -> str:
+    return f"{path}: the {what} is {kind}, and a {others} {', '.join(sorted(DTYPES))}: export it with one of these"
+
+
+def reason(error: Exception) -> str:
+    """ONNX Runtime's sentence, on one line, without the places of its own code; of a long one, the end."""
     said = " ".join(str(error).split()) or type(error).__name__
     for noise in ("[ONNXRuntimeError] : ", " failed:"):
         said = said.rpartition(noise)[2] if noise == " failed:" else said.removeprefix(noise)
-    return said[-300:]
+    said = _FUNCTION.sub("", _PLACE.split(said)[-1]) or said
+    return said if len(said) <= _MOST_SAID else f"… {said[-_MOST_SAID:].partition(' ')[2]}"
 
 
-def _read(content: memoryview, kind: str, found: References, budget: list[int], depth: int) -> None:
-    """Take in a message and those in it."""
+def _read(
+    content: memoryview, kind: str, found: References, budget: list[int], *, depth: int, called: Counter[_Operator]
+) -> bool:
+    """Take in a message and those in it; returns whether a graph is in it. ``called`` is what its nodes add to."""
     if depth > MAX_DEPTH:
         raise ValueError(f"more than {MAX_DEPTH} messages lie in each other")  # told as all other damage
     inner = _MESSAGES[kind]
+    calls = Counter[_Operator]() if kind == "function" else called
     texts: dict[int, str] = {}
-    for number, value in _fields(content, budget):
+    has_graph = False
+    for number, value in fields(content, budget):
         if isinstance(value, int):
             continue
         if number in inner:
-            found.has_graph |= inner[number] == "graph"
-            _read(value, inner[number], found, budget, depth + 1)
+            deeper = _read(value, inner[number], found, budget, depth=depth + 1, called=calls)
+            has_graph |= inner[number] == "graph" or deeper
         elif (kind, number) in _TEXTS:
             texts[number] = bytes(value).decode(errors="replace")
+    found.has_graph |= has_graph
     if kind == "node":
-        found.domains.add(texts.get(7, ""))
+        operator = _operator(texts.get(7, ""), texts.get(4, ""))
+        calls[operator] += 1
+        if has_graph and operator != _IF:
+            found.repeating.add(operator[1])
     elif kind == "function":
-        found.own.add(texts.get(10, ""))
+        found.functions.setdefault(_operator(texts.get(10, ""), texts.get(1, "")), Counter()).update(calls)
     elif kind == "external" and texts.get(1) == "location":
         found.files.add(texts.get(2, ""))
+    return has_graph
 
 
-def _fields(content: memoryview, budget: list[int]) -> Iterator[tuple[int, int | memoryview]]:
+def _operator(domain: str, name: str) -> _Operator:
+    """ONNX's own domain has two names."""
+    return "" if domain == "ai.onnx" else domain, name
+
+
+def fields(content: memoryview, budget: list[int]) -> Iterator[tuple[int, int | memoryview]]:
     """The fields of a protobuf message: number, and a whole number or bytes."""
     at, end = 0, len(content)
     while at < end:

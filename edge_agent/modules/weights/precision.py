@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from broker.protocol.errors import ModuleRefused
+from edge_agent.modules import lacking
 
 FLOATS: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -144,7 +145,5 @@ def _torchao() -> Any:  # noqa: ANN401 - torchao is untyped
     try:
         from torchao import quantization  # noqa: PLC0415 - it may be missing
     except ImportError as error:
-        raise ModuleRefused(
-            f"dtype int8 needs the Python package {error.name}, which is missing: install the [int8] extra"
-        ) from error
+        raise ModuleRefused(f"dtype int8 needs {lacking(error)}: install the [int8] extra") from error
     return quantization

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from broker.protocol.errors import ModuleRefused
+from broker.protocol.sizes import show_sizes
 
 
 def _nothing() -> None:
@@ -41,6 +42,7 @@ class Progress:
         self.disturbed = False  # another load ran meanwhile: the growth of memory isn't this module's alone
         self.stopped = ""  # the reason why it must end
         self.directory: Path | None = None  # where a download grows, perhaps that of another load or process
+        self.held_back = False  # another download of this process comes first
         self._step_aside, self._go_on = step_aside, go_on
 
     def begin_file(self) -> None:
@@ -67,9 +69,10 @@ class Progress:
 
     def _check(self, size_bytes: int) -> None:
         if self._limit_bytes is not None and size_bytes > self._limit_bytes:
+            size, limit = show_sizes(size_bytes, self._limit_bytes)
             raise ModuleRefused(
-                f"its files have {size_bytes} bytes or more, and a download for this module may have "
-                f"{self._limit_bytes} by its memory_bytes: if more is right, write download_bytes: in its source"
+                f"its files have {size} or more, and a download for this module may have "
+                f"{limit} by its memory_bytes: if more is right, write download_bytes: in its source"
             )
 
     @property

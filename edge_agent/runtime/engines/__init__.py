@@ -13,7 +13,7 @@ from functools import cache
 from importlib import metadata
 from typing import Literal, Protocol, cast
 
-from broker.protocol.errors import BadFile
+from broker.protocol.errors import BadFile, first_line
 from broker.protocol.tensors import Array
 from edge_agent.modules import Module, Pass
 
@@ -54,12 +54,18 @@ def version(name: str) -> str:
     return f"{PACKAGES[name]} {metadata.version(PACKAGES[name])}"
 
 
-def chosen(wanted: Literal["auto", "torch", "onnx"], file: str = "agent") -> AgentEngine:
-    """The engine that an agent's file asks for; ``auto`` is torch where it is installed.
+def chosen(wanted: Literal["auto", "torch", "onnx"], file: str = "agent", *, needs_cuda: bool = False) -> AgentEngine:
+    """The engine that an agent's file asks for; ``auto`` is torch where it is installed. CUDA needs torch.
 
     Raises:
         BadFile: it isn't installed here.
     """
+    if needs_cuda:
+        if not is_installed("torch"):
+            problem = "cuda needs the Python package torch, which is not installed here"
+            fix = "install the [agent] extra, or write accelerator: cpu"
+            raise BadFile(file=file, field="accelerator", problem=problem, fix=fix)
+        return "torch"
     if wanted == "auto":
         if found := next((each for each in _EXTRAS if is_installed(each)), None):
             return found
@@ -73,6 +79,22 @@ def chosen(wanted: Literal["auto", "torch", "onnx"], file: str = "agent") -> Age
             fix=f"install the [{_EXTRAS[wanted]}] extra, or write engine: auto",
         )
     return wanted
+
+
+def imported(name: AgentEngine, file: str = "agent") -> AgentEngine:
+    """An installed engine, with its package imported.
+
+    Raises:
+        BadFile: it can't be imported, as a library that it needs isn't there.
+    """
+    try:
+        importlib.import_module(PACKAGES[name])
+    except Exception as error:  # an ImportError, an OSError, or whatever a package raises
+        problem = f"{PACKAGES[name]} is installed here and can't be imported ({first_line(error)})"
+        other = next(each for each in _EXTRAS if each != name)
+        fix = f"install the [{_EXTRAS[name]}] extra again, or write engine: {other}"
+        raise BadFile(file=file, field="engine", problem=problem, fix=fix) from error
+    return name
 
 
 def usable(preferred: AgentEngine) -> tuple[str, ...]:

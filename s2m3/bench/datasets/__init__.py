@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from broker.files import inside
 from broker.protocol.errors import BadFile
 from s2m3.bench.datasets import captions, classes, questions
 from s2m3.bench.datasets.records import Dataset, Reader, Record
@@ -93,7 +94,7 @@ def _find(top: Path, directory: Path, found: dict[str, tuple[Path, str]], *, dee
     name = detect(directory)
     known = len(found)
     if deeper and name in {None, "folders"}:
-        for below in sorted(path for path in directory.iterdir() if path.is_dir()):
+        for below in (path for path in inside(directory) if path.is_dir()):
             _find(top, below, found, deeper=deeper - 1)
     if name is not None and len(found) == known:
         found[directory.relative_to(top).as_posix() if directory != top else directory.name] = (directory, name)

@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from broker.files import inside
 from broker.protocol.errors import BadFile
 from s2m3.bench.datasets import disk
 from s2m3.bench.datasets.records import Dataset, Reader, Record, of_files
@@ -127,7 +128,7 @@ def _has_countries(directory: Path) -> bool:
     splits = [directory / split for split in ("train", "valid", "test")]
     if not all(split.is_dir() for split in splits):
         return False
-    found = {path.name for path in splits[-1].iterdir() if path.is_dir()}
+    found = {path.name for path in inside(splits[-1]) if path.is_dir()}
     return bool(found) and found <= COUNTRIES.keys()
 
 
@@ -184,9 +185,9 @@ def digits() -> Dataset:
 
 def _has_folders(directory: Path) -> bool:
     """Whether it holds at least two folders, and the first holds a picture or a sound."""
-    below = sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
+    below = [path for path in inside(directory) if path.is_dir()]
     known = disk.PICTURES | disk.SOUNDS
-    return len(below) > 1 and any(path.suffix.lower() in known for path in below[0].iterdir() if path.is_file())
+    return len(below) > 1 and any(path.suffix.lower() in known for path in inside(below[0]) if path.is_file())
 
 
 def _own(directory: Path) -> Dataset:
@@ -195,7 +196,7 @@ def _own(directory: Path) -> Dataset:
 
 
 def _folder_names(directory: Path) -> list[str]:
-    found = sorted(path.name for path in directory.glob("*") if path.is_dir() and not path.name.startswith("."))
+    found = [path.name for path in inside(directory) if path.is_dir()]
     if not found:
         raise BadFile(file=str(directory), problem="holds no folders", fix="make a folder for each class")
     return found
@@ -219,7 +220,7 @@ def _folders_of(format_: str, directory: Path, folders: Sequence[str], classes: 
 def _media_files(folder: Path) -> list[Path]:
     if not folder.is_dir():  # a benchmark's class without pictures in a sample
         return []
-    found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    found = inside(folder)
     if not found:
         raise BadFile(file=str(folder), problem="is an empty class", fix="put pictures into it, or remove it")
     for path in found:

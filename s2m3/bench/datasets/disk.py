@@ -19,6 +19,7 @@ from PIL import Image
 
 from broker.protocol.codec import RawInput
 from broker.protocol.errors import BadFile
+from broker.text_lines import lines_of
 
 PICTURES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}
 SOUNDS = {".wav": "audio/wav"}
@@ -75,7 +76,7 @@ def text(path: Path) -> str:
 
 def names(path: Path) -> tuple[str, ...]:
     """The names in a file, each once, one a line; empty lines are skipped."""
-    found = tuple(line.strip() for line in text(path).splitlines() if line.strip())
+    found = tuple(line.strip() for line in lines_of(text(path)) if line.strip())
     if twice := [name for at, name in enumerate(found) if name in found[:at]]:
         raise damaged(path, f"names {twice[0]} twice", line=found.index(twice[0]) + 1)
     return found
@@ -158,7 +159,7 @@ def index(path: Path) -> Entry:
 def lines(path: Path, fields: Sequence[str]) -> Iterator[Entry]:
     """The objects of a file of JSON lines, at least one, with no other fields than these; empty lines are skipped."""
     empty = True
-    for line, content in enumerate(text(path).splitlines(), start=1):
+    for line, content in enumerate(lines_of(text(path)), start=1):
         if not content.strip():
             continue
         try:

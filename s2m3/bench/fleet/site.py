@@ -11,8 +11,7 @@ import random
 from functools import cache
 
 from broker.protocol.specs import DeviceSpec, ModuleKey, ModuleSpec, TaskSpec
-from edge_agent import catalog
-from s2m3.bench.placement.instances import CLASSES, WIRED_BITS_PER_S, WIRED_S
+from s2m3.bench.placement.instances import CLASSES, WIRED_BITS_PER_S, WIRED_S, drawable_tasks
 from s2m3.catalogue import load_task
 
 SEED = 2026
@@ -55,7 +54,7 @@ def draw_cached(tasks: list[TaskSpec], devices: int, *, seed: int = SEED) -> lis
 
 @cache
 def _catalogue() -> list[TaskSpec]:
-    tasks = [load_task(name) for name in catalog.names()]
+    tasks = [load_task(name) for name in drawable_tasks()]
     return [task for task in tasks if max(module.memory_bytes for module in task.modules.values()) <= LARGEST_BYTES]
 
 

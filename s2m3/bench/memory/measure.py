@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from broker.client import Client
+from broker.protocol.errors import BadFile
 from broker.protocol.specs import ModuleKey, TaskSpec
 from broker.servers.mosquitto import MosquittoBroker
 from edge_agent.config import AgentConfig
@@ -34,6 +35,7 @@ from s2m3.bench.memory import counts
 from s2m3.bench.memory.processes import NOTHING, Memory, memory_of
 from s2m3.bench.memory.unsplit import ANSWERED, EMPTY, IMPORTED, LOADED, TORCH, TRANSFORMERS
 from s2m3.bench.requests import requests
+from s2m3.testbed.engines import Engine, exported, is_same
 from s2m3.testbed.site import Site, SiteFailed
 
 SLACK = 1.1  # an agent's budget over an even share: modules don't divide evenly
@@ -70,55 +72,69 @@ Processes = dict[str, Process]
 
 
 def measure(
-    chosen: Mapping[str, TaskSpec], *, agents: int, models: Path | None, progress: Callable[[str], None]
+    chosen: Mapping[str, TaskSpec],
+    *,
+    agents: int,
+    models: Path | None,
+    progress: Callable[[str], None],
+    engine: Engine = "torch",
 ) -> dict[str, Any]:
     """The report of both sides of a mix, the split one on this number of agents, measured.
 
-    Without a models directory, weights that pip doesn't deliver are random ones of the real sizes.
+    Without a models directory, weights that pip doesn't deliver are random ones of the real sizes. Agents with the
+    engine onnx run exports; those that the models directory, or by default the cache directory, lacks are written
+    there. The unsplit processes run torch.
 
     Raises:
-        BadFile: Mosquitto or ``/proc`` is missing.
+        BadFile: Mosquitto or ``/proc`` is missing, or onnx is asked for weights that pip doesn't deliver.
         SiteFailed: a process ended, or the tasks don't fit the agents.
     """
     exact = counts.mix(chosen)
+    if engine == "onnx" and weights.repositories(chosen.values()):
+        fix = "measure a mix of pip's weights, such as pocket, or leave --engine out"
+        raise BadFile(file="--engine", problem="onnx is measured for weights that pip delivers", fix=fix)
     with ExitStack() as stack:
-        directory = models
+        directory = exported(chosen, progress, models) if engine == "onnx" else models
         if directory is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s2m3-models-")))
             weights.provide(directory, chosen.values(), progress)
         progress("one agent measures what each module really occupies here")
-        footprints = measure_footprints(chosen, directory, ROOM_BYTES + AMPLE * exact["shared_bytes"])
+        ample_bytes = ROOM_BYTES + AMPLE * exact["shared_bytes"]
+        footprints, one_agent = measure_footprints(chosen, directory, ample_bytes, engine)
         budget_bytes = even_budget([each.occupied_bytes for each in footprints], agents)
-        progress(f"split: {agents} agents with {budget_bytes / 1e6:.0f} MB each")
-        split, answers = measure_split(chosen, directory, agents, budget_bytes)
+        progress(f"split: {agents} agents with {budget_bytes / 2**20:.0f} MiB each")
+        split, answers = measure_split(chosen, directory, agents, budget_bytes, engine)
         progress(f"unsplit: {len(chosen)} processes")
         unsplit, empty, expected = measure_unsplit(chosen, directory)
     return {
         "tasks": list(chosen),
+        "engine": engine,
         "weights": _origin(chosen, models),
         "machine": machine.description_for_memory(),
         "exact": {name: exact[name] for name in ("unshared_bytes", "shared_bytes", "saved_percent")},
         "footprints": [asdict(footprint) for footprint in footprints],
+        "one_agent": asdict(one_agent),
         "agent_budget_bytes": budget_bytes,
         "empty": {stage: asdict(memory) for stage, memory in empty.items()},
         "split": {name: asdict(process) for name, process in split.items()},
         "unsplit": {name: asdict(process) for name, process in unsplit.items()},
-        "total": totals(split, unsplit, empty[TRANSFORMERS]),
-        "answers_equal": {name: answers[name] == expected[name] for name in chosen},
+        "total": totals(split, unsplit, empty[TRANSFORMERS] if engine == "torch" else None),
+        "answers_equal": {name: is_same(engine, answers[name], expected[name]) for name in chosen},
     }
 
 
-def totals(split: Processes, unsplit: Processes, empty: Memory) -> dict[str, Any]:
+def totals(split: Processes, unsplit: Processes, empty: Memory | None) -> dict[str, Any]:
     """Sums over each side's processes after every task answered, and what the split side saves.
 
-    The last two figures, and only these, subtract an empty process for each process with weights.
+    The last two figures, and only these, subtract an empty process for each process with weights. Without one, because
+    the sides have different engines, they are null.
     """
     agents = [process for process in split.values() if process.holds]
     whole, parts = _sum(unsplit.values()), _sum(split.values())
-    above_empty = {
-        "unsplit": whole.uss_bytes - len(unsplit) * empty.uss_bytes,
-        "split": _sum(agents).uss_bytes - len(agents) * empty.uss_bytes,
-    }
+    above = {"unsplit": whole.uss_bytes, "split": _sum(agents).uss_bytes}
+    if empty is not None:
+        above["unsplit"] -= len(unsplit) * empty.uss_bytes
+        above["split"] -= len(agents) * empty.uss_bytes
     return {
         "unsplit": asdict(whole),
         "split": asdict(parts),
@@ -129,8 +145,10 @@ def totals(split: Processes, unsplit: Processes, empty: Memory) -> dict[str, Any
             "unsplit": max(process.memory[ANSWERED].uss_bytes for process in unsplit.values()),
             "split": max(process.memory[ANSWERED].uss_bytes for process in split.values()),
         },
-        "uss_above_empty_bytes": above_empty,
-        "uss_above_empty_saved_percent": counts.saved_percent(above_empty["unsplit"], above_empty["split"]),
+        "uss_above_empty_bytes": above if empty is not None else None,
+        "uss_above_empty_saved_percent": counts.saved_percent(above["unsplit"], above["split"])
+        if empty is not None
+        else None,
     }
 
 
@@ -144,20 +162,27 @@ def _origin(chosen: Mapping[str, TaskSpec], models: Path | None) -> str:
     return "random, of the real sizes" if weights.repositories(chosen.values()) else "as pip delivers them"
 
 
-def measure_footprints(chosen: Mapping[str, TaskSpec], models: Path, budget_bytes: int) -> list[Footprint]:
-    """The real bytes of each module of the tasks on this machine, measured by one agent that holds all of them.
+def measure_footprints(
+    chosen: Mapping[str, TaskSpec], models: Path, budget_bytes: int, engine: Engine
+) -> tuple[list[Footprint], Memory]:
+    """The real bytes of each module of the tasks here, as one agent with all of them measures them, and its own memory.
+
+    Its memory is taken after every task answered.
 
     Raises:
         BadFile: Mosquitto or ``/proc`` is missing.
         SiteFailed: a process ended, or a task isn't served.
     """
-    config = AgentConfig(id="device", memory=budget_bytes, models=str(models.resolve()))
+    config = AgentConfig(id="device", memory=budget_bytes, models=str(models.resolve()), engine=engine)
     with MosquittoBroker() as broker, Site(broker.url, [config], spares=False) as site:
         site.serve(list(chosen.values()), SERVE_S)
+        for name, task in chosen.items():
+            _ask(site.client, task, name)
+        memory = memory_of(site.pid(config.id))
         site.observer.look()
         held = site.observer.heartbeats[config.id].modules
     sizes = _sizes(chosen)
-    return [Footprint(module.module, sizes[key], module.memory_bytes) for key, module in held.items()]
+    return [Footprint(module.module, sizes[key], module.memory_bytes) for key, module in held.items()], memory
 
 
 def even_budget(occupied_bytes: Sequence[int], agents: int) -> int:
@@ -170,7 +195,7 @@ def _sizes(chosen: Mapping[str, TaskSpec]) -> dict[ModuleKey, int]:
 
 
 def measure_split(
-    chosen: Mapping[str, TaskSpec], models: Path, agents: int, budget_bytes: int
+    chosen: Mapping[str, TaskSpec], models: Path, agents: int, budget_bytes: int, engine: Engine
 ) -> tuple[Processes, Answers]:
     """The processes of a site that serves the tasks (agents, orchestrator, Mosquitto), and the answers.
 
@@ -179,7 +204,7 @@ def measure_split(
         SiteFailed: a process ended, or a task isn't served, or it fails.
     """
     configs = [
-        AgentConfig(id=f"device-{number}", memory=budget_bytes, models=str(models.resolve()))
+        AgentConfig(id=f"device-{number}", memory=budget_bytes, models=str(models.resolve()), engine=engine)
         for number in range(1, agents + 1)
     ]
     with MosquittoBroker() as broker, Site(broker.url, configs, spares=False) as site:

@@ -15,27 +15,38 @@ from typing import Literal
 
 from broker.files import load_spec
 from broker.protocol.errors import BadFile, NoDeviceFits
-from broker.protocol.specs import DeviceSpec, FleetSpec, ModuleKey, ModuleName, TaskSpec
+from broker.protocol.specs import DeviceId, DeviceSpec, FleetSpec, ModuleKey, ModuleName, TaskSpec
 from orchestrator.planner.exact import Undecided, exact
 from orchestrator.planner.placement import Placement, place, refined
 from s2m3.catalogue import Written, load_tasks
+from s2m3.reference.auto_numbers import counted
+from s2m3.testbed.what_if import changed_fleet
 
 Solver = Literal["greedy", "refined", "exact"]
 SOLVERS: tuple[Solver, ...] = ("greedy", "refined", "exact")
 TIME_LIMIT_S = 60.0
 
 
-def read(fleet: str | Path, tasks: Sequence[str | Path]) -> tuple[tuple[DeviceSpec, ...], list[TaskSpec]]:
+def read(
+    fleet: str | Path,
+    tasks: Sequence[str | Path],
+    without: Sequence[DeviceId] = (),
+    more: Sequence[DeviceId] = (),
+) -> tuple[tuple[DeviceSpec, ...], list[TaskSpec]]:
     """The devices of a fleet file, and the tasks with the source of each filled in.
 
-    ``tasks`` are catalogue names, task files, lists of tasks, or directories of such files.
+    Args:
+        fleet: the file.
+        tasks: catalogue names, task files, lists of tasks, or directories of such files.
+        without: devices that are left out.
+        more: devices that there is one more of.
 
     Raises:
         BadFile: a file is wrong; two tasks have one name; a task's source is not a device of the fleet; one module name
             means two different modules.
     """
-    found = load_spec(fleet, FleetSpec)
-    written = [each for name in tasks for each in load_tasks(name)]
+    found = changed_fleet(load_spec(fleet, FleetSpec), without, more)
+    written = [each for name in tasks for each in load_tasks(name, counted)]
     if not written:
         raise BadFile(file="--tasks", problem="names no task", fix="name a task file, or one of the catalogue")
     _refuse_one_name_for_two_tasks(written)

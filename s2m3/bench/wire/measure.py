@@ -13,6 +13,7 @@ from importlib.metadata import version
 from statistics import median
 from typing import Any, Literal
 
+from broker.protocol.sizes import show_bytes
 from broker.servers.embedded import EmbeddedBroker
 from broker.servers.mosquitto import MosquittoBroker, find_mosquitto
 from s2m3.bench.wire.agents import Agents
@@ -59,7 +60,7 @@ def _at_broker(name: BrokerName, sizes: Sequence[int], *, rounds: int, hops: int
         ends = {kind: stack.enter_context(Hops(broker.url, kind)) for kind in KINDS}
         rows = []
         for size_bytes in sizes:
-            progress(f"{name}: hops of {size_bytes} bytes")
+            progress(f"{name}: hops of {show_bytes(size_bytes)}")
             rows.append(_row(ends, size_bytes, rounds, hops if size_bytes < LARGE else max(1, hops // 10)))
         agents = stack.enter_context(Agents(broker.url))
         progress(f"{name}: requests")

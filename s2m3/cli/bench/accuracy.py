@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from broker.arguments import count
 from broker.protocol.errors import BadFile, ModuleRefused
+from broker.protocol.sizes import mebibytes, show_bytes, show_count
 from broker.protocol.specs import ModuleSpec, Wire
 from edge_agent import catalog
 from s2m3.catalogue import load_task
@@ -82,7 +83,8 @@ def _one(arguments: argparse.Namespace, settings: Settings) -> int:
         return _options(arguments, settings, dataset)
     progress = ProgressLines(f"{arguments.data} {name}")
     summary, _ = run.run(name, load_task(name), dataset, settings, results=arguments.results, progress=progress)
-    text = f"{name} on {summary['records']} records of {summary['benchmark']}: split {_metrics(summary['split'])}"
+    records = show_count(summary["records"], "record")
+    text = f"{name} on {records} of {summary['benchmark']}: split {_metrics(summary['split'])}"
     if summary["compared"]:
         both = f"split {_metrics(summary['split_of_compared'])}, unsplit {_metrics(summary['unsplit'])}"
         text += f"\ncompared on {summary['compared']}: {both}; {summary['differing']} answers differ"
@@ -106,15 +108,16 @@ def _options(arguments: argparse.Namespace, settings: Settings, dataset: Dataset
 
 
 def _print_options(name: str, rows: list[dict[str, Any]]) -> None:
-    made = table("weights", "wire", "split", "differing", "weights (bytes)", "sent a record (bytes)", "split (s)")
+    made = table("weights", "wire", "split", "differing", "weights (MiB)", "sent a record", "split (s)")
     for row in rows:
         differing = f"{row['differing']} of {row['compared']}" if row["compared"] else ""
-        sizes = (f"{row['weight_bytes']:,}", f"{row['wire_bytes']:,}", str(row["split_seconds"]))
+        sizes = (mebibytes(row["weight_bytes"]), show_bytes(row["wire_bytes"]), str(row["split_seconds"]))
         made.add_row(row["dtype"], row["wire"], _metrics(row["split"]), differing, *sizes)
     console().print(made)
     first = rows[0]
     if first["compared"]:
-        print(f"{name} on {first['records']} records of {first['benchmark']}; unsplit {_metrics(first['unsplit'])}")
+        records = show_count(first["records"], "record")
+        print(f"{name} on {records} of {first['benchmark']}; unsplit {_metrics(first['unsplit'])}")
         text = "bit for bit in the first row, by the named answer in the others"
         print(f"differing from the unsplit float32 model: {text}")
 

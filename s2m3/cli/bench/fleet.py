@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from broker.arguments import count, number
+from broker.protocol.sizes import show_bytes, show_count
 from s2m3.bench import machine
 from s2m3.cli.arguments import add_json
 from s2m3.cli.output import console, print_result, show_progress, table
@@ -49,17 +50,22 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _show(found: dict[str, Any]) -> None:
     printed = console()
-    made = table("measured", "value", title=f"{found['devices']} devices, {found['tasks']} tasks", right={"value"})
+    made = table(
+        "measured",
+        "value",
+        title=f"{show_count(found['devices'], 'device')}, {show_count(found['tasks'], 'task')}",
+        right={"value"},
+    )
     rate, gap = found["bytes_per_s"], found["leader_gap_s"]
     rows = {
         "all tasks routed after": _seconds(found["all_routed_s"]),
         "orchestrator, share of a core": f"{found['orchestrator_core_share']:.3f}",
         "orchestrator, waiting for its core": f"{found['orchestrator_waited_share']:.3f}",
-        "orchestrator, resident": f"{found['orchestrator_rss_mb']:.0f} MB",
+        "orchestrator, resident": show_bytes(found["orchestrator_rss_mb"] * 1e6),
         "broker, share of a core": f"{found['broker_core_share']:.3f}",
         "simulator, share of a core": f"{found['simulator_core_share']:.3f}",
-        "from devices, at rest": f"{rate['from_devices'] / 1000:.1f} kB/s",
-        "from the broker to all, at rest": f"{rate['broker_sent'] / 1000:.1f} kB/s",
+        "from devices, at rest": f"{show_bytes(rate['from_devices'])}/s",
+        "from the broker to all, at rest": f"{show_bytes(rate['broker_sent'])}/s",
         "between the leader's heartbeats, p99": _seconds(gap["p99"]),
     }
     if "rerouted_s" in found:

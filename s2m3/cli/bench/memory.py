@@ -14,16 +14,18 @@ from rich.console import Console
 
 from broker.arguments import count
 from broker.protocol.errors import BadFile
+from broker.protocol.sizes import mebibytes, show_bytes
 from edge_agent import catalog
 from s2m3.bench.memory import counts
 from s2m3.catalogue import load_task
 from s2m3.cli.arguments import add_json
-from s2m3.cli.output import console, megabytes, print_result, table
+from s2m3.cli.output import console, print_result, table
 from s2m3.testbed import NO_CACHE
 
 PAPER_MIX = "paper"
 PAPER_MULTI_PERCENT = 61.5  # the abstract says 62 %; this and more rounds to it
 PAPER_SINGLE_PERCENT = 50.0
+GATEWAY_BYTES = 2**30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         type=Path,
         help="--measure: weights; by default random ones of the real sizes are written",
+    )
+    parser.add_argument(
+        "--engine", choices=("torch", "onnx"), default="torch", help="--measure: of the agents; default torch"
     )
     add_json(parser)
 
@@ -54,7 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
         def progress(text: str) -> None:
             print(text, file=sys.stderr, flush=True)
 
-        found = measure.measure(chosen, agents=arguments.agents, models=arguments.models, progress=progress)
+        found = measure.measure(
+            chosen, agents=arguments.agents, models=arguments.models, progress=progress, engine=arguments.engine
+        )
         report["measured"] = {"mix": arguments.measure} | found
         report["ok"] = report["ok"] and all(report["measured"]["answers_equal"].values())
     print_result(arguments, report, _print)
@@ -80,15 +87,15 @@ def _claim(what: str, wanted: float, found: float) -> dict[str, Any]:
 
 def _print(report: dict[str, Any]) -> None:
     printed = console()
-    made = table("task", "whole (MB)", "largest share (MB)", "saved", title="one task, split")
+    made = table("task", "whole (MiB)", "largest share (MiB)", "saved", title="one task, split")
     for each in report["single"]:
-        sizes = (megabytes(each["unsplit_bytes"]), megabytes(each["largest_module_bytes"]))
+        sizes = (mebibytes(each["unsplit_bytes"]), mebibytes(each["largest_module_bytes"]))
         made.add_row(each["name"], *sizes, f"{each['saved_percent']:.1f} %")
     printed.print(made)
-    made = table("mix", "tasks", "unshared (MB)", "shared (MB)", "saved", title="several tasks, shared")
+    made = table("mix", "tasks", "unshared (MiB)", "shared (MiB)", "saved", title="several tasks, shared")
     for name, each in report["mixes"].items():
         tasks = "\n".join(each["tasks"])
-        sizes = (megabytes(each["unshared_bytes"]), megabytes(each["shared_bytes"]))
+        sizes = (mebibytes(each["unshared_bytes"]), mebibytes(each["shared_bytes"]))
         made.add_row(name, tasks, *sizes, f"{each['saved_percent']:.1f} %", end_section=True)
     printed.print(made)
     if report["measured"]:
@@ -99,32 +106,48 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def _print_measured(printed: Console, measured: dict[str, Any]) -> None:
-    title = f"{measured['mix']}, measured after every task answered (MB); weights: {measured['weights']}; {NO_CACHE}"
+    title = (
+        f"{measured['mix']}, measured after every task answered (MiB); agents: {measured['engine']}; "
+        f"weights: {measured['weights']}; {NO_CACHE}"
+    )
     made = table("process", "holds", "weights", "USS", "of it before", "PSS", "RSS", "peak RSS", title=title)
     for stage, memory in measured["empty"].items():
-        made.add_row(f"empty, {stage}", "", "0.0", megabytes(memory["uss_bytes"]), "", *_rest(memory))
+        made.add_row(f"empty, {stage}", "", "0.0", mebibytes(memory["uss_bytes"]), "", *_rest(memory))
     for side in ("split", "unsplit"):
         made.add_section()
         for name, process in measured[side].items():
             first, *_, last = process["memory"].values()
             holds = "\n".join(process["holds"]) if side == "split" else "the whole model"
             sizes = (process["weights_bytes"], last["uss_bytes"], first["uss_bytes"])
-            made.add_row(name, holds, *map(megabytes, sizes), *_rest(last))
+            made.add_row(name, holds, *map(mebibytes, sizes), *_rest(last))
         total = measured["total"][side]
-        weights = megabytes(sum(process["weights_bytes"] for process in measured[side].values()))
-        made.add_row(f"{side}, all", "", weights, megabytes(total["uss_bytes"]), "", *_rest(total), style="bold")
+        weights = mebibytes(sum(process["weights_bytes"] for process in measured[side].values()))
+        made.add_row(f"{side}, all", "", weights, mebibytes(total["uss_bytes"]), "", *_rest(total), style="bold")
     printed.print(made)
     total = measured["total"]
     saved = ", ".join(f"{name.removesuffix('_bytes')} {value} %" for name, value in total["saved_percent"].items())
     print(f"saved: {saved}; exact weights {measured['exact']['saved_percent']} %")
-    above = total["uss_above_empty_bytes"]
+    if (above := total["uss_above_empty_bytes"]) is not None:
+        print(
+            f"USS above as many empty processes: unsplit {mebibytes(above['unsplit'])} MiB, "
+            f"agents {mebibytes(above['split'])} MiB, saved {total['uss_above_empty_saved_percent']} %"
+        )
+    one = measured["one_agent"]
     print(
-        f"USS above as many empty processes: unsplit {megabytes(above['unsplit'])} MB, "
-        f"agents {megabytes(above['split'])} MB, saved {total['uss_above_empty_saved_percent']} %"
+        f"one {measured['engine']} agent with all modules: {show_bytes(one['rss_bytes'])} after every answer, "
+        f"{show_bytes(one['peak_rss_bytes'])} at its peak: {fits_gateway(one['peak_rss_bytes'])}"
     )
     differing = [name for name, equal in measured["answers_equal"].items() if not equal]
     print(f"answers that differ: {', '.join(differing) or 'none'}")
 
 
+def fits_gateway(peak_bytes: int) -> str:
+    """Whether a process with this peak fits a small gateway."""
+    left_bytes = GATEWAY_BYTES - peak_bytes
+    if left_bytes <= 0:
+        return f"a gateway of {show_bytes(GATEWAY_BYTES)} is too small"
+    return f"a gateway of {show_bytes(GATEWAY_BYTES)} has {show_bytes(left_bytes)} left"
+
+
 def _rest(memory: dict[str, int]) -> tuple[str, str, str]:
-    return megabytes(memory["pss_bytes"]), megabytes(memory["rss_bytes"]), megabytes(memory["peak_rss_bytes"])
+    return mebibytes(memory["pss_bytes"]), mebibytes(memory["rss_bytes"]), mebibytes(memory["peak_rss_bytes"])

@@ -15,11 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``s2m3 bench wire``."""
     text = "mosquitto or embedded; again for both; default both"
     parser.add_argument("--broker", action="append", choices=("mosquitto", "embedded"), help=text)
-    text = "bytes of the arrays of a hop; again for more; default 2 KB to 5 MB"
+    text = "bytes of the arrays of a hop; again for more; default 2,048 to 5,000,000"
     parser.add_argument("--size", action="append", type=count(4, 16_000_000), metavar="N", help=text)
     text = "blocks of each kind, in turn; default %(default)s"
     parser.add_argument("--rounds", type=count(1, 1000), default=7, metavar="N", help=text)
-    text = "hops, or requests, in a block, and a tenth of them from 1 MB on; default %(default)s"
+    text = "hops, or requests, in a block, and a tenth of them from 1,000,000 bytes on; default %(default)s"
     parser.add_argument("--hops", type=count(1, 100_000), default=100, metavar="N", help=text)
     add_json(parser)
 

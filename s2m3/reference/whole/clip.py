@@ -22,6 +22,18 @@ class Retrieval(pretrained.Retrieval):
     tokenizer, processor = CLIPTokenizer, CLIPImageProcessorPil
 
 
+class PictureEmbedding(pretrained.PictureEmbedding):
+    """CLIPModel's features of a picture."""
+
+    architecture, processor = CLIPModel, CLIPImageProcessorPil
+
+
+class TextEmbedding(pretrained.TextEmbedding):
+    """CLIPModel's features of texts."""
+
+    architecture, tokenizer = CLIPModel, CLIPTokenizer
+
+
 class Classification(Pretrained):
     """Picture to logits (1, c) and the likeliest labels, by CLIPForImageClassification with the linear classifier."""
 

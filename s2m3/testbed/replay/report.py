@@ -2,13 +2,15 @@
 
 Owns the JSON of a replay and the meaning of its fields:
 - *sent* = *answered* + the errors + *lost*; *lost* is a request with no answer and no error by its deadline;
-- *wrong* is an answer that differs from the unsplit model's in any bit;
+- *wrong* is an answer that differs from the unsplit model's in any bit; where a device runs ONNX, one with another text
+  or a score beyond the exports' tolerance;
 - *duplicates* are answers to requests that already had one: delivery is at least once, and the client drops them;
 - latencies are those of the answers, from the request to the answer at the client, its retries included;
 - of a fault, *detected*, *replaced* and *moves* are as ``timeline`` says. *first_answer* is the first right answer of a
   task that depended on the target: to a request sent after the fault, or one on whose way the target does not stand.
   Each is seconds after the fault, null where it doesn't apply or didn't happen. So is *over*, as ``timeline`` says;
-- a device that is taken away while a task depends on it is *replaced* in time if that is before the fault is over.
+- a device that is taken away while a task depends on it is *replaced* in time if that is before the fault is over;
+- *explained* says the same in words (``explain``).
 """
 
 from __future__ import annotations
@@ -20,17 +22,19 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from broker.protocol.specs import DeviceId, TaskName
-from s2m3.testbed.observer import Sighting
 from s2m3.testbed.percentiles import percentile
 from s2m3.testbed.replay import timeline
+from s2m3.testbed.replay.explain import explain
 from s2m3.testbed.replay.scenario import Expect
 from s2m3.testbed.replay.timeline import Injected, Signal
+from s2m3.testbed.sightings import Sighting
 
+MOST_SHOWN = 300  # characters of a request's sentence: an answer may be a long list
 SAME_MOMENT_S = 1.0  # faults so close to each other are one
 Ending = Literal["right", "wrong", "error", "lost"]
 REPLACED_KINDS = timeline.TAKES_AWAY | {"drain"}  # after which another device must serve
 QUIET_KINDS = frozenset(
-    {"start", "hostile", "undrain", "squeeze", "slow", "stall", "crash"}
+    {"start", "join", "hostile", "undrain", "squeeze", "slow", "stall", "crash", "deploy", "rollback"}
 )  # no answer has to wait because of these
 
 
@@ -70,6 +74,7 @@ class FaultReport:
     moves: int  # until the next fault
     load_s: float | None  # the longest loading of a newly active module until the next fault, from its assignment on
     stood_by: bool | None  # whether all modules that it served were ready elsewhere too; null if it served none
+    explained: str = ""  # the same, and what became of its modules and of the requests under way, in words
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,7 @@ def _broken(found: Report, recording: Recording, expect: Expect) -> list[str]:
     most["crashes"] = expect.crashes
     least = {"errors": expect.errors_at_least, "refusals": expect.refusals_at_least, "leaders": expect.leaders_at_least}
     broken = [
-        f"{name}: {counted[name]}, expected at most {limit}"
+        f"{name}: {counted[name]}, expected at most {limit}{_first_of(name, recording.outcomes)}"
         for name, limit in most.items()
         if limit is not None and counted[name] > limit
     ]
@@ -176,6 +181,15 @@ def _broken(found: Report, recording: Recording, expect: Expect) -> list[str]:
         unserved = sorted(task for task, outcome in last.items() if outcome.ending != "right")
         broken += [f"the last request for {task} was not answered" for task in unserved]
     return broken
+
+
+def _first_of(name: str, outcomes: Sequence[Outcome]) -> str:
+    """The first of these requests, for people: its task and its sentence."""
+    ending = {"errors": "error"}.get(name, name)
+    first = next((each for each in outcomes if each.ending == ending and each.sentence), None)
+    sentence = f"{first.task}: {first.sentence}" if first else ""
+    long = len(sentence) > MOST_SHOWN
+    return f"; the first: {sentence[:MOST_SHOWN]}{' ...' * long}" if first else ""
 
 
 def _unused(recording: Recording, device: DeviceId) -> list[str]:
@@ -217,7 +231,7 @@ def _fault(recording: Recording, position: int) -> FaultReport:
     def after(at_s: float | None) -> float | None:
         return None if at_s is None else at_s - fault.at_s
 
-    return FaultReport(
+    found = FaultReport(
         at_s=fault.at_s - recording.began_s,
         kind=fault.kind,
         target=fault.target,
@@ -232,6 +246,7 @@ def _fault(recording: Recording, position: int) -> FaultReport:
         load_s=timeline.load_s(recording.sightings, fault.at_s, until_s),
         stood_by=timeline.stood_by(recording.sightings, fault.target, fault.at_s, _hit(recording, fault)),
     )
+    return replace(found, explained=explain(recording, position, found))
 
 
 def _hit(recording: Recording, fault: Injected) -> dict[DeviceId, float]:

@@ -7,7 +7,8 @@ A fault has exactly one kind, and its target is one of: a device's id; ``orchest
 ``module:NAME`` (the device that serves this module when the fault comes); ``standby:NAME`` (one that holds a standby
 copy of it then); ``without:NAME`` (the first of the fleet that holds no copy of it then); ``front-door:TASK`` (the
 first device of that task's front door then); ``killed`` (for ``start`` every device that is dead, for ``kill`` and in
-``when`` the one killed last).
+``when`` the one killed last). Which tasks, modules and nodes there are is in the files of the tasks: ``library`` checks
+these names.
 """
 
 from __future__ import annotations
@@ -19,20 +20,26 @@ from pydantic import Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from broker.protocol.errors import ErrorCode
+from broker.protocol.messages import Interval
 from broker.protocol.specs import (
     Availability,
     Bytes,
     DeviceId,
     NodeName,
     NotNegative,
+    Rate,
     TaskName,
 )
 from broker.protocol.values import Spec
 from broker.transport.connection import parse_url
+from edge_agent.modules.weights.allowed import AllowedWeights
+from edge_agent.modules.weights.download_settings import Downloads
+from s2m3.testbed.engines import Engine
 
 Kind = Literal[
     "kill",
     "start",
+    "join",
     "switch_off",
     "pause",
     "partition",
@@ -45,21 +52,27 @@ Kind = Literal[
     "hang",
     "stall",
     "crash",
+    "deploy",
+    "rollback",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 INNER: tuple[Kind, ...] = ("hang", "stall", "crash")  # faults from inside an agent
 ORCHESTRATOR = "orchestrator"
+OF_TASKS: tuple[Kind, ...] = ("crash", "deploy", "rollback")  # their target is a task
 BROKER = "broker"
 KILLED = "killed"
 MODULE, STANDBY, WITHOUT, FRONT_DOOR = "module:", "standby:", "without:", "front-door:"
 MAX_FAULTS = 10_000  # of a scenario, when all that repeat are written out
 SHORT_TIMES = 0.4  # of all times of the load and the faults, in a short form
+SHORT_RATE = 0.5  # of the requests, where they are more than one a second: a busy machine still computes them all ...
+SHORT_PATIENCE = 3  # ... or answers them later, within this many deadlines
 SHORT_INTERVAL = 0.5  # of the heartbeat's: less, and a busy machine's devices look dead
 
 Target = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Times = Annotated[int, Field(ge=1, le=MAX_FAULTS)]
 Limit = Annotated[int, Field(ge=0)]
+_Path = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 
 # the other fields that a kind needs, and those that it may have
 _NEEDS: dict[str, set[str]] = {
@@ -68,13 +81,15 @@ _NEEDS: dict[str, set[str]] = {
     "slow": {"for_s", "factor"},
     "hostile": {"messages"},
     "squeeze": {"memory", "for_s"},
+    "deploy": {"dtype"},
 }
 _MAY: dict[str, set[str]] = {
     "partition": {"disconnect"},
     "restart": {"for_s", "gently"},
     "switch_off": {"for_s", "gently"},
+    "deploy": {"broken", "replace"},
 }
-_PARAMETERS = ("for_s", "factor", "messages", "memory", "disconnect", "gently")
+_PARAMETERS = ("for_s", "factor", "messages", "memory", "disconnect", "gently", "dtype", "broken", "replace")
 
 
 class When(Spec):
@@ -99,6 +114,7 @@ class Fault(Spec):
     at_s: NotNegative
     kill: Target | None = None  # SIGKILL
     start: Target | None = None  # of a device that was killed
+    join: DeviceId | None = None  # a device of the fleet that wasn't there before starts
     switch_off: Target | None = None  # SIGKILL unless gently, and started again after for_s, if that is given
     pause: Target | None = None  # SIGSTOP, and SIGCONT after for_s: alive but hung
     partition: Target | None = None  # nothing passes on its link for for_s; the process lives
@@ -111,6 +127,11 @@ class Fault(Spec):
     hang: Target | None = None  # the device's next forward pass never ends
     stall: Target | None = None  # its next load makes no progress
     crash: TaskName | None = None  # a request for this task that crashes each agent that computes it
+    deploy: TaskName | None = None  # an operator deploys a revision of this task, with its modules in another dtype
+    rollback: TaskName | None = None  # an operator deploys the first revision of this task again
+    dtype: Literal["float16", "bfloat16"] | None = None
+    broken: bool | None = None  # no device can load the modules of the revision: they aren't what their digests say
+    replace: bool | None = None  # the revision before ends first
     for_s: Seconds | None = None
     factor: Annotated[float, Field(gt=1, le=1000)] | None = None
     messages: Annotated[int, Field(ge=1, le=100_000)] | None = None
@@ -156,6 +177,17 @@ class FleetDevice(Spec):
     memory: Bytes | None = None  # for modules; None: what is really free, less a reserve
     speed: Annotated[float, Field(gt=0, le=1)] = 1.0  # below 1 emulates a slower device by waiting
     availability: Availability = "always"
+    engine: Engine = "torch"
+    tasks: Annotated[tuple[TaskName, ...], Field(min_length=1)] | None = None  # that it may serve; None: all
+    compute_flops_per_s: Rate | None = None  # in place of ``speed``: a faster machine waits until it is as slow
+    bandwidth_bits_per_s: Rate | None = None  # of its link to the broker; None: as fast as this machine
+    latency_s: NotNegative | None = None  # of that link, one way
+
+    @model_validator(mode="after")
+    def _has_one_speed(self) -> Self:
+        if self.compute_flops_per_s is not None and "speed" in self.model_fields_set:
+            raise _unsound(("speed",), "says the same as compute_flops_per_s; remove one of them")
+        return self
 
 
 class Load(Spec):
@@ -178,13 +210,14 @@ class Expect(Spec):
     errors: Limit | None = None  # of all codes together; None: any number
     error_codes: tuple[ErrorCode, ...] | None = None  # which may come; None: any
     errors_at_least: Limit = 0  # where they are what the scenario is about
-    moves: Limit | None = None  # modules newly active on a device; None: any number
+    moves: Limit | None = None  # modules newly active on a device, but for replicas; None: any number
     crashes: Limit = 0  # agents that a request crashed, as often as it did
     refusals_at_least: Limit = 0  # modules that a device said it can't hold: where this is what the scenario is about
     served_at_end: bool = True  # whether each task's last request must be answered
     replaced: bool = False  # whether a device or leader that is taken away must be replaced before its return
     used: tuple[DeviceId, ...] | None = None  # devices that must compute for an answer each time that they are there
     no_alarm: tuple[DeviceId, ...] | None = None  # devices that the leader must never call suspect, dead, or the like
+    deployed: bool | None = None  # whether the revisions that were deployed last are served at the end, or refused
     leaders_at_least: Limit = 0  # orchestrators that led, one an epoch, from the one at the first request on
 
 
@@ -195,12 +228,16 @@ class Scenario(Spec):
     broker: str = "mosquitto"
     persistence: bool = False  # whether the broker keeps retained messages over its restart; Mosquitto only
     seed: int = 0
-    heartbeat_interval_s: Annotated[float, Field(ge=0.05, le=60)] = 1.0
+    heartbeat_interval_s: Interval = 1.0
     orchestrators: Literal[1, 2] = 1  # the second one is the standby
     spares: bool = True  # whether the orchestrator uses leftover memory for standby copies and replicas
     standby: bool = False  # wait before the load until every module has a standby copy that is ready
     fleet: Annotated[tuple[FleetDevice, ...], Field(min_length=1)]
     tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    requests: dict[TaskName, _Path] = Field(default={})  # task -> the folder of its requests
+    models: _Path | None = None  # the models directory of all agents
+    weights: AllowedWeights | None = None  # the sources that all agents may load, as in an agent's file
+    downloads: Downloads | None = None  # of weights by URL, as in an agent's file
     redundancy: Literal[1, 2] = 1  # of every task
     supervised: bool = False  # whether an agent that crashed is started again
     load: Load
@@ -233,6 +270,7 @@ class Scenario(Spec):
             raise _unsound(("faults",), f"are more than {MAX_FAULTS}, with all that repeat")
         for position, fault in enumerate(self.faults):
             self._check(fault, ("faults", position), set(ids))
+        self._check_joins()
         for field in ("used", "no_alarm"):
             if other := sorted(set(getattr(self.expect, field) or ()) - set(ids)):
                 raise _unsound(("expect", field), f"names {other[0]}, which is not a device of the fleet")
@@ -250,41 +288,58 @@ class Scenario(Spec):
         if fault.target == BROKER and fault.gently and self.broker == "embedded":
             raise _unsound((*place, "gently"), "changes nothing: the embedded broker never announces its end")
         self._check_target(fault.kind, fault.target, (*place, fault.kind), devices)
-        if fault.when and fault.when.request:
-            self._check_task(fault.when.request, (*place, "when", "request"), "names")
         if fault.when and fault.when.online:
             self._check_target("start", fault.when.online, (*place, "when", "online"), devices)
         if fault.when and fault.when.used and fault.when.used not in devices:
             raise _unsound((*place, "when", "used"), f"names {fault.when.used}, which is not a device of the fleet")
 
     def _check_target(self, kind: Kind, target: str, place: tuple[int | str, ...], devices: set[DeviceId]) -> None:
-        if kind == "crash":
-            return self._check_task(target, place, "names")
+        if kind in OF_TASKS:
+            return  # which tasks there are is in their files
         known = devices | ({ORCHESTRATOR} if kind in {"kill", "start", "pause", "partition", "restart"} else set())
         known |= {BROKER} if kind == "restart" else set()
         known |= {KILLED} if kind in {"kill", "start"} else set()
-        if kind != "start" and target.startswith((MODULE, STANDBY, WITHOUT)):
-            return None  # which modules there are is in the tasks' specs
-        if kind != "start" and target.startswith(FRONT_DOOR):
-            self._check_task(target.removeprefix(FRONT_DOOR), place, "names the task")
-        elif target not in known:
+        is_living = kind not in {"start", "join"}
+        if is_living and target.startswith((MODULE, STANDBY, WITHOUT, FRONT_DOOR)):
+            return  # as above
+        if target not in known:
             by_name = (f"{MODULE}NAME", f"{STANDBY}NAME", f"{WITHOUT}NAME", f"{FRONT_DOOR}TASK")
-            may = [*sorted(known), *(by_name if kind != "start" else ())]
+            may = [*sorted(known), *(by_name if is_living else ())]
             raise _unsound(place, f"must name one of {', '.join(may)}, got {target}")
-        return None
 
-    def _check_task(self, task: TaskName, place: tuple[int | str, ...], names: str) -> None:
-        known = {name.rpartition("/")[2].removesuffix(".yaml") for name in self.tasks}
-        if task not in known:
-            raise _unsound(place, f"{names} {task}, which is not one of the scenario's: {', '.join(sorted(known))}")
+    def _check_joins(self) -> None:
+        joined: set[DeviceId] = set()
+        for position, fault in enumerate(self.faults):
+            if fault.join is None:
+                continue
+            place = ("faults", position, "join")
+            if fault.join in joined or fault.times is not None:
+                raise _unsound(place, f"lets {fault.join} join a second time; use start for one that was killed")
+            joined.add(fault.join)
+            if len(joined) == len(self.fleet):
+                raise _unsound(place, "leaves no device to begin with; add one to the fleet")
+
+    @property
+    def engine(self) -> Engine:
+        """The engine by which answers are compared with the unsplit models': onnx if any device has it."""
+        return "onnx" if any(device.engine == "onnx" for device in self.fleet) else "torch"
+
+    @property
+    def joining(self) -> frozenset[DeviceId]:
+        """The devices that aren't there at the beginning."""
+        return frozenset(fault.join for fault in self.faults if fault.join is not None)
 
     @property
     def inner_faults(self) -> bool:
         """Whether agents must be able to fail from inside."""
         return any(fault.kind in INNER for fault in self.faults)
 
+    def changed(self, **fields: object) -> Scenario:
+        """The scenario with other fields; raises ValidationError if it can't be."""
+        return Scenario.model_validate(self.model_dump(exclude_unset=True) | fields)
+
     def shortened(self) -> Scenario:
-        """The same faults in less time: the heartbeat's interval shrinks nearly as much, the deadlines don't."""
+        """The same faults in less time, with fewer requests that may wait longer: also for a busy machine."""
         faults = tuple(
             fault.model_copy(
                 update={
@@ -295,7 +350,13 @@ class Scenario(Spec):
             )
             for fault in self.faults
         )
-        load = self.load.model_copy(update={"duration_s": SHORT_TIMES * self.load.duration_s})
+        given = self.load
+        shorter = {
+            "duration_s": SHORT_TIMES * given.duration_s,
+            "rate_per_s": max(SHORT_RATE * given.rate_per_s, min(given.rate_per_s, 1.0)),
+            "deadline_s": SHORT_PATIENCE * given.deadline_s,
+        }
+        load = given.model_copy(update=shorter)
         beat_s = max(0.05, self.heartbeat_interval_s * SHORT_INTERVAL)
         return self.model_copy(update={"faults": faults, "load": load, "heartbeat_interval_s": beat_s})
 

@@ -14,20 +14,25 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Self
 
+from broker.protocol.codec import encode
 from broker.protocol.messages import Heartbeat
-from broker.protocol.reports import Standing
-from broker.protocol.topics import DEVICE_HEARTBEAT, REQUESTS, TENSORS, read
+from broker.protocol.reports import Standing, TaskStatus
+from broker.protocol.specs import DeviceId, TaskSpec
+from broker.protocol.topics import DEVICE_HEARTBEAT, REQUESTS, TASK_SPEC, TENSORS, read
 from broker.transport.connect import client_id_for, connect
 from broker.transport.connection import Connection, command_line, read_connection
-from broker.transport.port import Delivery, Inbox, LinkDown, LinkEvent, LinkUp, Transport
+from broker.transport.port import Delivery, Inbox, LinkDown, LinkEvent, LinkUp, Outgoing, Transport
 from edge_agent.config import AgentConfig
+from edge_agent.runtime.engines import AgentEngine
+from s2m3.testbed.engines import exported
 from s2m3.testbed.observer import Observer, named
-from s2m3.testbed.proxy import UNSHAPED
+from s2m3.testbed.proxy import UNSHAPED, LinkShape
 from s2m3.testbed.replay.library import THREADS, specs_of
-from s2m3.testbed.replay.scenario import Scenario, When
+from s2m3.testbed.replay.scenario import FleetDevice, Scenario, When
 from s2m3.testbed.site import ORCHESTRATOR, SERVE_S, SPARE, Site, SiteFailed
 
 DEAD_INTERVALS = 3.5  # without a heartbeat: about then the orchestrator takes a device for dead
@@ -43,6 +48,9 @@ MAKE = (
     "redundancy",
     "inner_faults",
     "supervised",
+    "models",
+    "weights",
+    "downloads",
 )
 PERSISTENCE = ("persistence true", "autosave_interval 5")  # as deploy/mosquitto/development.conf says to sites
 
@@ -109,10 +117,18 @@ class Stage:
 
     ``logs`` is a directory for what the processes print; by default it goes with the site. ``connection`` is that to
     the broker that the scenario names, if it is a running one; by default its address and the environment say it.
+    ``say`` is called with each step that takes long.
     """
 
-    def __init__(self, scenario: Scenario, logs: Path | None = None, connection: Connection | None = None) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        logs: Path | None = None,
+        connection: Connection | None = None,
+        say: Callable[[str], object] = lambda _: None,
+    ) -> None:
         self._scenario = scenario
+        self._say = say
         if connection is None and scenario.is_running:
             connection = read_connection(command_line(broker=scenario.broker))
         self._broker = connection or scenario.broker
@@ -120,7 +136,9 @@ class Stage:
         self._used = False
         self.leader = ORCHESTRATOR
         self.others: tuple[str, ...] = (SPARE,) if scenario.orchestrators > 1 else ()
-        self.specs = specs_of(scenario.tasks, scenario.redundancy)
+        self.specs = specs_of(scenario)
+        self.first = {spec.task: spec for spec in self.specs}
+        self.deployed = dict(self.first)  # the revisions that were deployed last
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -132,8 +150,8 @@ class Stage:
         self._stack.close()
 
     def fits(self, scenario: Scenario) -> bool:
-        """Whether this site is one as the scenario wants it."""
-        return make_of(scenario) == make_of(self._scenario)
+        """Whether this site is one as the scenario wants it; no device has joined it, or is to join it."""
+        return make_of(scenario) == make_of(self._scenario) and not scenario.joining | self._scenario.joining
 
     def restore(self, *, standby: bool) -> None:
         """Start what was killed, and wait until everything is served and nothing moves any more.
@@ -153,15 +171,35 @@ class Stage:
         running = set(self.site.running)
         for name in {self.leader, *self.others} - running:
             self.site.start_orchestrator(name)
-        for device in set(self.site.devices) - running:
+        for device in self._present - running:
             self.observer.heartbeats.pop(device, None)
             self.site.start_agent(device)
         self.site.require(self._all_beat, SERVE_S, "the orchestrator and all devices were not online")
+        self.deployed = dict(self.first)
         self.observer.deploy(self.specs, SERVE_S)  # an orchestrator that ended may have been the only one to know them
         self.site.require(self._served, SERVE_S, "not every task was served")
         if standby:
             self.site.require(self._stood_by, SERVE_S, "not every module had a standby that is ready")
         self.site.require(self._settled, SERVE_S, "assignments did not come to rest")
+
+    def deploy(self, spec: TaskSpec) -> None:
+        """Deploy a revision, and don't wait for it. May be called from any thread."""
+        self.deployed[spec.task] = spec
+        with connected(self.site.connection, lambda _: None) as operator:
+            topic = TASK_SPEC.at(self.observer.prefix, task=spec.task)
+            operator.publish(Outgoing(topic, encode(spec), retain=True, lasting=True))
+
+    def undecided(self, *, deployed: bool) -> list[str]:
+        """A sentence for each task whose last revision isn't served; or, if it must not be, isn't refused."""
+        seen, sentences = self.observer, list[str]()
+        for task, spec in sorted(self.deployed.items()):
+            route, refused = seen.routes.get(task), seen.why_refused(spec)
+            is_served = route is not None and route.complete and route.revision == spec.revision
+            if deployed and not is_served:
+                sentences.append(f"revision {spec.revision} of {task} is not served: {refused or 'it is loading'}")
+            if not deployed and refused is None and spec.revision != self.first[task].revision:
+                sentences.append(f"revision {spec.revision} of {task} is not refused")
+        return sentences
 
     def troubles(self) -> list[str]:
         """A sentence for each process that ended by itself."""
@@ -180,14 +218,13 @@ class Stage:
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="s2m3-retained-"))
             settings = (*PERSISTENCE, f"persistence_location {directory}/")
         beat_s = scenario.heartbeat_interval_s
-        configs = [
-            AgentConfig(**each.model_dump(), threads=THREADS, heartbeat_interval_s=beat_s) for each in scenario.fleet
-        ]
+        unshaped = dict.fromkeys([ORCHESTRATOR, *self.others], UNSHAPED)
         self.site = Site(
             self._broker,
-            configs,
+            self._configs(),
             name="replay",
-            links=dict.fromkeys([*(config.id for config in configs), ORCHESTRATOR, *self.others], UNSHAPED),
+            links={each.id: _link_of(each) for each in scenario.fleet} | unshaped,
+            absent=scenario.joining,
             heartbeat_interval_s=beat_s,
             mosquitto_settings=settings,
             logs=self._logs,
@@ -205,11 +242,33 @@ class Stage:
         for name in self.others:
             self.site.start_orchestrator(name)
 
+    def _configs(self) -> list[AgentConfig]:
+        """The agents' files."""
+        scenario = self._scenario
+        own = {"threads": THREADS, "heartbeat_interval_s": scenario.heartbeat_interval_s}
+        own |= scenario.model_dump(include={"weights", "downloads"}, exclude_none=True)
+        models = dict.fromkeys(("torch", "onnx"), scenario.models)
+        if scenario.engine == "onnx" and scenario.models is None:
+            models["onnx"] = str(exported(scenario.tasks, self._say))
+        return [
+            AgentConfig.model_validate(
+                each.model_dump(exclude={"compute_flops_per_s"})
+                | own
+                | {"models": models[each.engine], "speed": _speed_of(each)}
+            )
+            for each in scenario.fleet
+        ]
+
+    @property
+    def _present(self) -> set[DeviceId]:
+        """The devices that are there at the beginning."""
+        return set(self.site.devices) - self._scenario.joining
+
     def _all_beat(self, seen: Observer) -> bool:
         newest_s = time.monotonic() - DEAD_INTERVALS * self._scenario.heartbeat_interval_s
         beating = {s.id for s in reversed(seen.sightings) if s.at_s > newest_s and isinstance(s.message, Heartbeat)}
         online = {name for name, state in seen.devices.items() if state.status == "online"}
-        return set(self.site.devices) <= beating & online and seen.leads
+        return self._present <= beating & online and seen.leads
 
     def _served(self, seen: Observer) -> bool:
         routes = [seen.routes.get(spec.task) for spec in self.specs]
@@ -235,7 +294,7 @@ class Stage:
         for device, assignment in seen.assignments.items():
             if not {assigned.spec.key for assigned in assignment.modules} <= seen.ready(device):
                 return False
-        others = (s.at_s for s in seen.sightings if not isinstance(s.message, Heartbeat | Standing))
+        others = (s.at_s for s in seen.sightings if not isinstance(s.message, Heartbeat | Standing | TaskStatus))
         last_s = max(others, default=0.0)
         return time.monotonic() - last_s > SETTLED_INTERVALS * self._scenario.heartbeat_interval_s
 
@@ -243,6 +302,26 @@ class Stage:
 def make_of(scenario: Scenario) -> tuple[object, ...]:
     """The settings with which the processes are started: scenarios of one make can share a site."""
     return tuple(getattr(scenario, name) for name in MAKE)
+
+
+def _link_of(device: FleetDevice) -> LinkShape:
+    """The link of a device, which has the same bandwidth in both directions."""
+    bits_per_s = device.bandwidth_bits_per_s
+    return LinkShape(delay_s=device.latency_s or 0.0, up_bits_per_s=bits_per_s, down_bits_per_s=bits_per_s)
+
+
+def _speed_of(device: FleetDevice) -> float:
+    """The share of this machine's speed that a device has: at most all of it."""
+    if device.compute_flops_per_s is None:
+        return device.speed
+    return min(1.0, device.compute_flops_per_s / _own_flops_per_s(device.engine))
+
+
+@cache
+def _own_flops_per_s(engine: AgentEngine) -> float:
+    from edge_agent.device.profile import compute_flops_per_s  # noqa: PLC0415 - torch, where a scenario needs it
+
+    return compute_flops_per_s(engine=engine)
 
 
 @contextmanager

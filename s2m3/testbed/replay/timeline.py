@@ -4,13 +4,14 @@ Owns these definitions. Sees only state messages that were really published, wit
 observer; knows nothing of processes and reads no clock. Times are seconds of the observer's clock.
 
 - *detected*: a device that routes name: the first route published without it. A device that no route names: its state
-  ``offline``. The orchestrator: its state offline, or that of another one that leads. A device that starts: its first
-  heartbeat.
+  ``offline``. The orchestrator: its state offline, or that of another one that leads. A device that starts or joins:
+  its first heartbeat.
 - *detected by*: `will` when the target's state offline came before; `timeouts` when a coordinator's heartbeat had named
   it as a device whose calls time out, so that its silence counted sooner; `heartbeats` when only its silence showed it.
 - *replaced*: from detection on, every task that was served before is served again, without the device unless it sends
-  heartbeats again. For the orchestrator: one of a higher epoch is online. For the broker: the orchestrator and every
-  route have been published again.
+  heartbeats again. A device that no route names has nothing to replace. For the orchestrator: one of a higher epoch is
+  online. For a task: its new revision is served. For the broker: the orchestrator and every route have been published
+  again.
 - *over*: the end of the fault: after its time, or when its target is started again or back in service.
 - *moves*: modules newly active on a device, by the assignments.
 - *refusals*: modules that a device newly lists as failed.
@@ -28,8 +29,9 @@ from typing import Literal
 from broker.protocol.messages import Assignment, DeviceState, Heartbeat, OrchestratorState, Route
 from broker.protocol.reports import Standing
 from broker.protocol.specs import DeviceId, TaskName
-from s2m3.testbed.observer import Sighting, named
+from s2m3.testbed.observer import named
 from s2m3.testbed.replay.scenario import BROKER, ORCHESTRATOR, Kind
+from s2m3.testbed.sightings import Sighting
 
 Routes = Mapping[TaskName, Route]
 Signal = Literal["will", "timeouts", "heartbeats"]
@@ -48,6 +50,7 @@ class Injected:
     kind: Kind
     target: str  # a device, or orchestrator, or broker
     for_s: float | None = None  # as long as it lasts, where it ends by itself
+    how: str = ""  # what a report says of it beside its kind; of a task the revision that is deployed
 
 
 @dataclass(frozen=True)
@@ -81,15 +84,21 @@ def look_at(fault: Injected, sightings: Sequence[Sighting]) -> Seen:
         led_s = _new_leader_s(sightings, fault.at_s)
         gone = (led_s, None) if fault.kind == "start" else _orchestrator_gone(after, led_s)
         return Seen(frozenset(before), *gone, replaced_s=led_s)
-    if fault.kind == "start":
+    if fault.kind in {"deploy", "rollback"}:
+        return Seen(frozenset({fault.target} & before.keys()), replaced_s=_served_s(after, fault.target, fault.how))
+    if fault.kind in {"start", "join"}:
         heartbeats = (s.at_s for s in after if s.id == fault.target and isinstance(s.message, Heartbeat))
         return Seen(frozenset(), next(heartbeats, None))
+    return _look_at_device(fault, before, sightings, after)
+
+
+def _look_at_device(fault: Injected, before: Routes, sightings: Sequence[Sighting], after: Sequence[Sighting]) -> Seen:
     affected = frozenset(task for task, route in before.items() if fault.target in named(route))
-    if fault.kind == "drain":
+    if fault.kind == "drain" and affected:
         return Seen(affected, replaced_s=_replaced(after, before, fault.target, may_return=False))
     detected = _detected(after, before, fault.target) if fault.kind in TAKES_AWAY else None
-    if detected is None:
-        return Seen(affected)
+    if detected is None or not affected:
+        return Seen(affected, *(detected or ()))
     later = [sighting for sighting in after if sighting.at_s >= detected[0]]
     known = routes_before(sightings, detected[0])
     return Seen(affected, *detected, _replaced(later, known, fault.target, may_return=True))
@@ -105,9 +114,9 @@ def over_s(fault: Injected, faults: Iterable[Injected]) -> float | None:
     )
 
 
-def alarms(sightings: Iterable[Sighting], from_s: float) -> list[Standing]:
-    """The standings since then by which the leader told that something is wrong with a device, in order."""
-    told = [s.message for s in sightings if isinstance(s.message, Standing) and s.at_s >= from_s]
+def alarms(sightings: Iterable[Sighting], from_s: float, to_s: float = math.inf) -> list[Standing]:
+    """The standings in this time by which the leader told that something is wrong with a device, in order."""
+    told = [s.message for s in sightings if isinstance(s.message, Standing) and from_s <= s.at_s < to_s]
     return [standing for standing in told if standing.standing in ALARMS]
 
 
@@ -176,6 +185,11 @@ def _replaced(after: Iterable[Sighting], before: Routes, device: DeviceId, *, ma
     return None
 
 
+def _served_s(after: Iterable[Sighting], task: TaskName, revision: str) -> float | None:
+    routes = ((s.at_s, s.message) for s in after if s.id == task and isinstance(s.message, Route))
+    return next((at_s for at_s, route in routes if route.complete and route.revision == revision), None)
+
+
 def _orchestrator_gone(after: Iterable[Sighting], led_s: float | None) -> tuple[float | None, Signal | None]:
     """By its will, unless a spare that missed its heartbeats leads before that comes."""
     for sighting in after:
@@ -206,9 +220,47 @@ def _republished_s(after: Iterable[Sighting], before: Routes) -> float | None:
 
 
 def moves(sightings: Iterable[Sighting], from_s: float, to_s: float) -> list[tuple[float, DeviceId, str]]:
-    """(when, device, module) for every module newly active on a device in this time: half-open, from included."""
+    """(when, device, module) for every module newly active on a device in this time: half-open, from included.
+
+    A replica, which shares a busy module's requests with the device that had it before, is not counted.
+    """
+    seen = [sighting for sighting in sightings if sighting.at_s < to_s]
+    assignments = ((s, s.message) for s in seen if isinstance(s.message, Assignment))
+    added = _added(((s, _assigned(message, "active")) for s, message in assignments), from_s)
+    routes = [(s.at_s, s.message) for s in seen if isinstance(s.message, Route)]
+    return [each for each in added if not _is_replica(each, routes)]
+
+
+def _is_replica(added: tuple[float, DeviceId, str], routes: Sequence[tuple[float, Route]]) -> bool:
+    """Whether the routes since then name this copy of the module, but always after another one."""
+    since_s, device, module = added
+    places = {
+        position
+        for at_s, route in routes
+        if at_s >= since_s
+        for node in route.nodes.values()
+        if node.module == module
+        for position, each in enumerate(node.devices)
+        if each.device == device
+    }
+    return bool(places) and 0 not in places
+
+
+def copies(sightings: Iterable[Sighting], from_s: float, to_s: float) -> list[tuple[float, DeviceId, str]]:
+    """(when, device, module) for every standby copy that a device was newly assigned in this time."""
     assignments = ((s, s.message) for s in sightings if isinstance(s.message, Assignment) and s.at_s < to_s)
-    return _added(((s, _assigned(message, "active")) for s, message in assignments), from_s)
+    return _added(((s, _assigned(message, "standby")) for s, message in assignments), from_s)
+
+
+def held_before(sightings: Iterable[Sighting], device: DeviceId, at_s: float) -> tuple[list[str], list[str]]:
+    """The modules that a device was assigned at a time, sorted: the active ones, and the standby copies."""
+    own = [s.message for s in sightings if s.id == device and isinstance(s.message, Assignment) and s.at_s < at_s]
+    return (sorted(_assigned(own[-1], "active")), sorted(_assigned(own[-1], "standby"))) if own else ([], [])
+
+
+def gone(sightings: Iterable[Sighting], from_s: float, to_s: float) -> list[DeviceId]:
+    """The devices that went offline in this time, in order, each once."""
+    return list(dict.fromkeys(s.id for s in sightings if from_s <= s.at_s < to_s and _is_offline(s, s.id)))
 
 
 def refusals(sightings: Iterable[Sighting], from_s: float) -> list[tuple[float, DeviceId, str]]:

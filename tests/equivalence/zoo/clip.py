@@ -47,6 +47,14 @@ ENTRIES |= {
     }
     for size in ("b16", "l14-336")
 }
+ENTRIES |= {
+    f"hub/embed-{kind}-clip-{size}": {
+        "changes": {REPOSITORIES[size]: {"config.json": TINY, "preprocessor_config.json": PREPROCESSOR}},
+        "requests": [{kind: request[kind]} for request in REQUESTS],
+    }
+    for size in ("b16", "b32")
+    for kind in ("image", "text")
+}
 ENTRIES["hub/classification-clip-b16"] = {
     "changes": {
         REPOSITORIES["b16"]: {"config.json": TINY, "preprocessor_config.json": PREPROCESSOR},

@@ -8,14 +8,26 @@ import pytest
 from paho.mqtt.client import topic_matches_sub
 
 from broker.protocol.errors import BadFile
-from broker.protocol.topics import RESULTS, TOPICS, Topic, prefix_of, requests_filter, share_group_filter
-from broker.servers.access import DROPPED, ORCHESTRATOR_ID, WORDS, Account, Role, require_outside, rights_of
+from broker.protocol.topics import (
+    RESULTS,
+    SOURCE_ANSWER,
+    SOURCES_RUNNING,
+    SOURCES_SPARE,
+    SOURCES_STATE,
+    TOPICS,
+    Topic,
+    prefix_of,
+    requests_filter,
+    share_group_filter,
+)
+from broker.servers.access import DROPPED, ORCHESTRATOR_ID, WORDS, Account, Role, crossing, require_outside, rights_of
 from edge_agent import wire
 from edge_agent.device import broker_drops
 from orchestrator.membership.doubts import OWN_CHECK
 from orchestrator.wire import control_filters, standby_filters
 
 P = prefix_of()
+OF_THE_PROCESS = (SOURCES_STATE, SOURCES_RUNNING, SOURCES_SPARE)
 SENSOR = Account(Role.SENSOR, "cam-1", ("classify", "vqa"))
 DEVICE = Account(Role.DEVICE, "gw-a")
 
@@ -35,7 +47,9 @@ def test_each_direction_of_the_table_is_a_word_of_a_role(topic: Topic) -> None:
 def test_what_these_roles_write_has_their_own_name_in_it(role: Role, topic: Topic) -> None:
     written = [each for each in rights_of(Account(role, "own-name"), P).publish if each in _forms(topic, "own-name")]
     for each in written:
-        assert "own-name" in each.split("/") or (role is Role.DEVICE and topic is RESULTS)
+        is_answer = role is Role.DEVICE and topic is RESULTS
+        is_of_all_sources = role is Role.SOURCES and topic in {SOURCE_ANSWER, *OF_THE_PROCESS}
+        assert "own-name" in each.split("/") or is_answer or is_of_all_sources
 
 
 def test_a_sensor_asks_its_tasks_in_its_own_name_and_reads_its_answers_and_their_routes() -> None:
@@ -96,6 +110,7 @@ def test_each_login_is_bound_to_one_client_id_but_those_of_the_trusted(
         ("sensor", "", {}, "is not a valid id"),
         ("sensor", "cam", {"tasks": ("+",)}, "its task is not a valid id"),
         ("device", "orchestrator", {}, "has the name of the orchestrator"),
+        ("bridge", "all", {}, "means no single site"),
         ("observer", "o", {"tasks": ("classify",)}, "has no tasks"),
         ("sensor", "cam", {"reads": ("x",)}, "can't have topics of its own"),
     ],
@@ -105,6 +120,60 @@ def test_an_account_that_cant_be_is_refused(role: str, name: str, more: dict[str
         Account(Role(role), name, **more)
 
 
+def test_sources_read_their_specs_and_what_home_assistant_is_told_of_and_no_pictures_of_others() -> None:
+    rights = rights_of(Account(Role.SOURCES, "sources", reads=("frigate/#",), writes=("home/#",)), P)
+    own = tuple(f"{P}/sources/{each}" for each in ("state", "running", "spare", "+/answer"))
+    assert rights.publish == (f"{P}/tasks/+/requests/sources/+", *own, "home/#")
+    of_devices = (f"{P}/devices/+/standing", f"{P}/devices/+/summary")
+    of_tasks = (f"{P}/orchestrator/state", f"{P}/tasks/+/route")
+    of_sources = tuple(f"{P}/sources/{each}" for each in ("state", "spare", "+/spec", "+/answer"))
+    assert set(rights.receive) == {*of_devices, *of_tasks, f"{P}/clients/sources/results/#", *of_sources, "frigate/#"}
+    assert rights.subscribe == rights.receive
+
+
+def test_a_dashboard_sees_asks_and_drains_and_deploys_nothing() -> None:
+    rights = rights_of(Account(Role.DASHBOARD, "screen"), P)
+    assert rights.publish == (f"{P}/devices/+/drain", f"{P}/tasks/+/requests/screen/+")
+    seen = rights_of(Account(Role.OBSERVER, "screen"), P).receive
+    assert set(rights.receive) - set(seen) == {f"{P}/clients/screen/results/#"}
+    assert Account(Role.DASHBOARD, "screen").logins(None) == {"screen": "screen"}
+
+
+def test_an_observer_may_have_topics_outside_the_site_such_as_those_of_home_assistant() -> None:
+    account = Account(Role.OBSERVER, "homeassistant", reads=("homeassistant/#",), writes=("homeassistant/#",))
+    rights = rights_of(account, P)
+    assert rights.publish == ("homeassistant/#",)
+    assert {f"{P}/sources/+/answer", f"{P}/devices/+/summary", "homeassistant/#"} <= set(rights.subscribe)
+
+
+def test_a_bridge_writes_what_crosses_below_its_own_name_and_reads_what_the_core_deploys() -> None:
+    account = Account(Role.BRIDGE, "north")
+    rights, own = rights_of(account, prefix_of("hq")), "sites/north/s2m3/v1"
+    assert set(rights.publish) == {f"{own}/bridge/state", *crossing(own, "up")}
+    assert rights.subscribe == rights.receive == ("sites/all/s2m3/v1/tasks/+/spec", f"{own}/tasks/+/spec")
+    assert (account.logins("hq"), account.site("hq")) == ({"north": "north"}, "sites/north")
+
+
+@pytest.mark.parametrize("topic", TOPICS, ids=lambda topic: topic.template)
+def test_only_orders_go_down_and_only_reports_go_up_a_bridge(topic: Topic) -> None:
+    """A topic without a JSON message is a request, tensors, or none of a core's business."""
+    assert topic.crosses == "" or topic.message is not None
+    assert topic.crosses != "up" or {"observer", "all"} & set(topic.reader.split(", "))
+    assert topic.crosses != "up" or topic.qos == 1  # a bridge keeps nothing else while its link is away
+    assert topic.crosses != "down" or "operator" in topic.writer
+
+
+def test_only_an_operator_deploys_to_bridged_sites_and_an_observer_sees_what_they_tell() -> None:
+    bridged = prefix_of("sites/+")
+    operator, observer = (rights_of(Account(role, "x"), P) for role in (Role.OPERATOR, Role.OBSERVER))
+    assert [each for each in operator.publish if each.startswith("sites/")] == [f"{bridged}/tasks/+/spec"]
+    assert not [each for each in observer.publish if each.startswith("sites/")]
+    for rights in (operator, observer):
+        assert {f"{bridged}/bridge/state", *crossing(bridged, "up"), f"{bridged}/tasks/+/spec"} <= set(rights.receive)
+    others = set(Role) - {Role.OPERATOR, Role.OBSERVER, Role.DASHBOARD, Role.BRIDGE}
+    assert not [r for r in others for side in rights_of(Account(r, r), P).__dict__.values() if "sites/" in str(side)]
+
+
 @pytest.mark.parametrize("filter_", ["frigate/#", "+/x", "home", "s2m3x/#", "/s2m3/v1/x", "s2m3/v2/#"])
 def test_sources_may_read_and_write_outside_the_site(filter_: str) -> None:
     require_outside((filter_,), P)
@@ -112,7 +181,19 @@ def test_sources_may_read_and_write_outside_the_site(filter_: str) -> None:
 
 @pytest.mark.parametrize(
     "filter_",
-    ["#", "+/#", "s2m3/#", "s2m3/+/tasks/+/requests/+/+", "+/v1/x", "s2m3/v1/tasks/x", "$SYS/#", "$share/g/frigate/#"],
+    [
+        "sites/#",
+        "sites/all/s2m3/v1/tasks/+/spec",
+        "+/+/s2m3/v1/devices/x/state",
+        "#",
+        "+/#",
+        "s2m3/#",
+        "s2m3/+/tasks/+/requests/+/+",
+        "+/v1/x",
+        "s2m3/v1/tasks/x",
+        "$SYS/#",
+        "$share/g/frigate/#",
+    ],
 )
 def test_sources_may_not_name_topics_of_the_site_or_of_the_broker(filter_: str) -> None:
     with pytest.raises(BadFile, match="can match topics of this site"):
@@ -132,4 +213,7 @@ def _forms(topic: Topic, name: str) -> set[str]:
 
 def _has(account: Account, side: str, topic: Topic) -> bool:
     example = topic.template.format(**dict.fromkeys(topic.fields, account.name))
-    return any(topic_matches_sub(each, f"{P}/{example}") for each in getattr(rights_of(account, P), side))
+    return any(
+        topic_matches_sub(each, f"{prefix_of(account.site(None))}/{example}")
+        for each in getattr(rights_of(account, P), side)
+    )

@@ -157,6 +157,24 @@ def test_messages_of_one_plan_share_it_and_it_is_written_once(monkeypatch: pytes
     assert dumped == [plan]
 
 
+def test_a_plan_is_checked_once_and_a_changed_copy_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(nodes={"head": PlannedNode(key="k", needs=("image",), device="gw-c")}, output="head")
+    real, checked = messages._check_graph, list[str | None]()
+
+    def counting(needs: Any, output: str | None) -> None:
+        checked.append(output)
+        real(needs, output)
+
+    monkeypatch.setattr(messages, "_check_graph", counting)
+    fields = dict(INPUTS)
+    for _ in range(3):
+        assert NodeInputs.model_validate(fields | {"plan": plan}).plan is plan
+    assert checked == []
+    with pytest.raises(ValidationError, match="output names tail, which is not a node"):
+        NodeInputs.model_validate(fields | {"plan": plan.model_copy(update={"output": "tail"})})
+    assert checked == ["tail"]
+
+
 def test_the_plans_that_are_remembered_are_bounded_in_number_and_size() -> None:
     assert messages._known_plan.cache_info().maxsize == messages.MAX_KNOWN_PLANS
     key = "k" * 512
@@ -239,12 +257,12 @@ def test_random_bytes_are_not_a_tensor_message(data: bytes) -> None:
 def test_a_control_message_beyond_its_limit_is_refused() -> None:
     padded = b'{"epoch":1,"online":true,"session":2}'
     assert decode(OrchestratorState, padded.ljust(MAX_CONTROL_BYTES))
-    with pytest.raises(RemoteProtocolError, match=f"at most {MAX_CONTROL_BYTES} are allowed"):
+    with pytest.raises(RemoteProtocolError, match=f"at most {MAX_CONTROL_BYTES:,} bytes are allowed"):
         decode(OrchestratorState, padded.ljust(MAX_CONTROL_BYTES + 1))
 
 
 def test_a_tensor_message_beyond_its_limit_is_refused() -> None:
-    with pytest.raises(RemoteProtocolError, match=f"at most {MAX_MESSAGE_BYTES} are allowed"):
+    with pytest.raises(RemoteProtocolError, match=f"at most {MAX_MESSAGE_BYTES:,} bytes are allowed"):
         decode_tensors(bytes(MAX_MESSAGE_BYTES + 1))
 
 
@@ -297,10 +315,13 @@ def _bytes(**inputs: bytes) -> bytes:
             b"x",
             "audio/wav",
             ErrorCode.BAD_INPUT,
-            ["takes image (image), text (text)", "not audio/wav"],
+            ["takes image (image), text (text)", "not a sound (audio/wav)"],
             id="a kind that is not an input",
         ),
-        pytest.param(b"x", "", ErrorCode.BAD_INPUT, ["not without a content type"], id="no content type"),
+        pytest.param(
+            b"\x00\x01", "", ErrorCode.BAD_INPUT, ["no known format without a content type"], id="no content type"
+        ),
+        pytest.param(b"OggS\x00", "", ErrorCode.BAD_INPUT, ["not a sound (Ogg)"], id="a kind that the bytes show"),
         pytest.param(b"x", SAFETENSORS, ErrorCode.BAD_INPUT, ["truncated", "send all of it"], id="no document"),
         pytest.param(
             _bytes(image=b"x", text=b"y")[:-1], SAFETENSORS, ErrorCode.BAD_INPUT, ["send all of it"], id="truncated"
@@ -331,14 +352,14 @@ def _bytes(**inputs: bytes) -> bytes:
             pack({n: np.zeros(1, dtype=np.uint8) for n in BOTH}, {"image": "text/plain"}),
             SAFETENSORS,
             ErrorCode.BAD_INPUT,
-            ["image must be image, not text/plain"],
+            ["image must be a picture, not a text (text/plain)"],
             id="a wrong kind",
         ),
         pytest.param(
             bytes(MAX_MESSAGE_BYTES + 1),
             SAFETENSORS,
             ErrorCode.TOO_LARGE,
-            [f"at most {MAX_MESSAGE_BYTES}"],
+            [f"at most {MAX_MESSAGE_BYTES:,} bytes"],
             id="too large",
         ),
         pytest.param(
@@ -412,7 +433,7 @@ def test_a_request_and_its_copies_have_an_id_of_their_own() -> None:
     ],
 )
 def test_a_value_of_another_json_type_is_refused(kind: type[Message], text: str) -> None:
-    with pytest.raises(RemoteProtocolError, match=r"valid (boolean|number)"):
+    with pytest.raises(RemoteProtocolError, match=r"must be (true or false|a number)"):
         decode(kind, text.encode())
 
 

@@ -238,7 +238,7 @@ def test_each_missing_field_is_named(message: BaseModel, data: bytes) -> None:
     assert needed
     for name in needed:
         lacking = {key: value for key, value in json.loads(data).items() if key != name}
-        with pytest.raises(RemoteProtocolError, match=f"{type(message).__name__}: {name}: Field required"):
+        with pytest.raises(RemoteProtocolError, match=f"{type(message).__name__}: {name}: is missing"):
             decode(type(message), json.dumps(lacking).encode())
 
 
@@ -252,13 +252,13 @@ def test_a_message_cant_be_changed(message: BaseModel, data: bytes) -> None:
 @pytest.mark.parametrize(
     ("kind", "fields", "complaint"),
     [
-        (OrchestratorState, {"epoch": -1, "online": True, "session": 1}, "epoch: Input should be greater"),
-        (OrchestratorState, {"epoch": "x", "online": True, "session": 1}, "epoch: Input should be a valid integer"),
-        (DeviceState, {"status": "sleeping", "session": 1}, "status: Input should be 'online'"),
+        (OrchestratorState, {"epoch": -1, "online": True, "session": 1}, "epoch: must be at least 0"),
+        (OrchestratorState, {"epoch": "x", "online": True, "session": 1}, "epoch: must be a whole number"),
+        (DeviceState, {"status": "sleeping", "session": 1}, "status: must be online"),
         (Result, {"request": "No Id", "task": "t"}, "request: is not a valid id"),
         (Result, {"request": "r\n", "task": "t"}, "request: is not a valid id"),
         (Result, {"request": "r" * 64, "task": "t"}, "request: is not a valid id"),
-        (Result, {"request": "r", "task": "t", "error": {"code": "odd", "message": ""}}, "error.code: Input should be"),
+        (Result, {"request": "r", "task": "t", "error": {"code": "odd", "message": ""}}, "error.code: must be"),
     ],
 )
 def test_a_wrong_field_is_named(kind: type[BaseModel], fields: dict[str, Any], complaint: str) -> None:
@@ -309,10 +309,10 @@ def test_no_other_count_of_a_message_takes_a_text_or_a_truth_value() -> None:
 
 def test_a_spec_inside_a_message_may_have_newer_fields_and_a_file_may_not() -> None:
     module = json.loads(MODULE_JSON)
-    newer = module | {"precisions": ["int4"], "source": module["source"] | {"url": "https://x"}}
+    newer = module | {"precisions": ["int4"], "source": module["source"] | {"mirror": "https://x"}}
     assignment = {"epoch": 1, "generation": 2, "modules": [{"module": "clip/vision", "spec": newer}]}
     assert decode(Assignment, json.dumps(assignment).encode()).modules[0].spec == MODULE
-    inputs = {"image": {"kind": "image", "bytes": 10, "default": "x"}}
+    inputs = {"image": {"kind": "image", "bytes": 10, "precision": "x"}}
     nodes = {"head": {"module": "m", "needs": ["image"], "batch": 4}}
     task = {"task": "pick", "inputs": inputs, "nodes": nodes, "output": "head", "modules": {"m": newer}, "since": 2030}
     assert decode(TaskSpec, json.dumps(task).encode()).modules["m"] == MODULE
@@ -394,3 +394,20 @@ def test_the_digest_of_work_depends_on_modules_graph_and_use_but_not_on_devices(
     assert work(device="gw-b") == work()
     others = {work(key="k3"), work(needs=("text",)), work(use="caption"), work(output="b"), work(wire="float16")}
     assert len(others | {work()}) == 6
+
+
+@pytest.mark.parametrize("interval", ["0", "0.04", "60.1", "1e300", "-1", '"10"', "true", "NaN", "[]"])
+def test_a_birth_with_an_absurd_heartbeat_interval_is_refused_when_it_is_read(interval: str) -> None:
+    birth = b'{"status": "online", "session": 1, "heartbeat_interval_s": %s}' % interval.encode()
+    with pytest.raises(RemoteProtocolError, match="heartbeat_interval_s"):
+        decode(DeviceState, birth)
+
+
+def test_a_birth_of_an_agent_that_does_not_say_its_interval_is_read_and_the_usual_one_takes_no_bytes() -> None:
+    assert decode(DeviceState, b'{"status": "online", "session": 1}').heartbeat_interval_s is None
+    usual, other = (
+        OrchestratorState(epoch=1, online=True, session=1, heartbeat_interval_s=seconds) for seconds in (1.0, 5.0)
+    )
+    assert b"heartbeat" not in encode(usual)
+    assert decode(OrchestratorState, encode(usual)) == usual
+    assert decode(OrchestratorState, encode(other)) == other

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +41,29 @@ def test_a_taken_port_is_an_error() -> None:
 def test_a_failed_start_is_an_error_with_the_output_of_mosquitto() -> None:
     with pytest.raises(TransportError, match="Unknown configuration variable"):
         MosquittoBroker(settings=["nonsense true"]).start()
+
+
+@pytest.mark.parametrize("when", ["in Popen", "while it starts"])
+def test_an_interrupted_start_leaves_no_process(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[subprocess.Popen[bytes]] = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            begun.append(self)
+            if when == "in Popen":
+                signal.raise_signal(signal.SIGINT)
+
+    def listens(_: int) -> bool:
+        if begun:
+            signal.raise_signal(signal.SIGINT)
+        return False
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    monkeypatch.setattr(mosquitto, "listens", listens)
+    with pytest.raises(KeyboardInterrupt), MosquittoBroker():
+        pass
+    assert [process.returncode is not None for process in begun] == [True]
 
 
 def test_it_starts_again_on_the_same_port_after_a_kill() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from broker.given_inputs import Given, read_given
 from broker.pending_requests import (
     FIRST_RETRY_S,
     LONGEST_RETRY_S,
@@ -13,8 +14,11 @@ from broker.pending_requests import (
     PendingRequest,
     PendingRequests,
 )
-from broker.protocol.errors import ErrorCode
+from broker.protocol.errors import ErrorCode, NotConnected
 from broker.protocol.messages import MAX_EPOCH_JUMP, MAX_FENCE, ErrorBody, Route
+from broker.protocol.specs import InputSpec
+from broker.protocol.tensors import unpack
+from broker.protocol.topics import CLIENT_REQUESTS, TASK_REQUESTS
 from broker.transport.port import Outgoing
 
 PREFIX = "s2m3/v1"
@@ -91,7 +95,7 @@ def test_a_first_retry_beyond_the_longest_is_kept() -> None:
 def test_an_undelivered_request_is_resent_soon_each_time(sent: PendingRequests) -> None:
     now_s = START_S
     for _ in range(1100):  # two to the power of this is beyond a float
-        sent.on_undelivered("r1", now_s)
+        sent.on_undelivered("r1", NAMED, now_s)
         assert due_s(sent) == now_s + SOON_S
         now_s = due_s(sent)
         assert isinstance(sent.step("r1", now_s), Outgoing)
@@ -108,7 +112,7 @@ def test_a_request_goes_to_its_other_topic_when_the_broker_refuses_one(
 ) -> None:
     named, plain = f"{PREFIX}/tasks/classify/requests/camera/r1", f"{PREFIX}/tasks/classify/requests"
     if undelivered:
-        sent.on_undelivered("r1", START_S)
+        sent.on_undelivered("r1", NAMED, START_S)
     sent.on_topic_refused(named, START_S)
     assert due_s(sent) == START_S + SOON_S
     assert topic_of(sent.step("r1", due_s(sent))) == plain
@@ -122,7 +126,7 @@ def test_a_request_goes_to_its_other_topic_when_the_broker_refuses_one(
 def test_only_the_undelivered_request_is_expedited(sent: PendingRequests) -> None:
     sent.add(request("r2"), START_S)
     sent.step("r2", START_S)
-    sent.on_undelivered("r1", START_S)
+    sent.on_undelivered("r1", NAMED, START_S)
     assert sent.step("r2", START_S + SOON_S) is None
     assert isinstance(sent.step("r1", START_S + SOON_S), Outgoing)
 
@@ -282,6 +286,20 @@ def test_a_route_of_a_term_that_no_leader_can_have_come_to_changes_nothing(
     assert isinstance(pending.step("r1", START_S), Outgoing)
 
 
+@pytest.mark.parametrize("cleared", [True, False])
+def test_a_leader_that_a_lie_drove_beyond_a_million_terms_is_followed(
+    pending: PendingRequests, *, cleared: bool
+) -> None:
+    """Also by a client that starts then, or whose route a stranger cleared."""
+    far = bare_route(epoch=MAX_EPOCH_JUMP + 1)
+    if cleared:
+        pending.on_route("classify", bare_route(epoch=1), START_S)
+        pending.on_route("classify", far, START_S)
+        pending.on_route("classify", None, START_S)
+    pending.on_route("classify", far, START_S)
+    assert isinstance(pending.step("r1", START_S), Outgoing)
+
+
 def test_a_task_that_was_unavailable_on_an_old_link_ends_no_request(pending: PendingRequests) -> None:
     why = bare_route(why="no device fits m", front_door=())
     pending.on_route("classify", why, START_S)
@@ -355,7 +373,7 @@ def test_the_deadline_ends_a_request_with_the_reason(known: Route | None, link: 
 def test_a_removed_request_is_not_removed_again(pending: PendingRequests) -> None:
     assert pending.remove("r1") is not None
     assert pending.remove("r1") is None
-    pending.on_undelivered("r1", START_S)
+    pending.on_undelivered("r1", NAMED, START_S)
     assert pending.ids == ()
 
 
@@ -387,7 +405,10 @@ def test_a_client_whose_answers_the_broker_forbids_has_no_requests_until_the_nex
     sent.on_denied("s2m3/v1/clients/camera/results/+", "Not authorized", None, START_S)
     step = sent.step("r1", START_S)
     assert isinstance(step, ErrorBody)
-    assert step.message == "the broker refused s2m3/v1/clients/camera/results/+: Not authorized"
+    assert step.message == (
+        "the broker refused s2m3/v1/clients/camera/results/+: Not authorized; without it this client can't read its "
+        "answers: allow it"
+    )
     sent.on_link_down("it is down", is_final=False)
     sent.on_link_up(START_S)
     assert isinstance(sent.step("r1", START_S), Outgoing)
@@ -418,3 +439,81 @@ def test_without_an_attempt_the_reason_is_that_the_broker_has_not_answered() -> 
     step = pending.step("r1", START_S + 0.5)
     assert isinstance(step, ErrorBody)
     assert "the broker at mqtt://broker:1883 has not answered yet" in step.message
+
+
+# --- asked requests ---
+
+GIVEN = read_given(b"\xff\xd8\xff picture")
+
+
+def asked(name: str = "r1", *, given: Given = GIVEN, deadline_s: float = 1000.0) -> PendingRequest:
+    return PendingRequest(name, "classify", b"", "", START_S, START_S + deadline_s, given=given)
+
+
+def ended(pending: PendingRequests, request: str = "r1") -> PendingRequest:
+    found = pending.remove(request)
+    assert found is not None
+    return found
+
+
+def test_an_asked_request_ends_at_the_first_failed_attempt_and_others_wait() -> None:
+    pending = PendingRequests(PREFIX, "camera", "mqtt://broker:1883")
+    pending.add(asked(), START_S)
+    pending.add(request("r2"), START_S)
+    assert pending.step("r1", START_S) is None
+    pending.on_link_down("nothing listens", is_final=False, is_absent=True)
+    step = pending.step("r1", START_S)
+    assert isinstance(step, ErrorBody)
+    assert pending.step("r2", START_S) is None
+    failure = ended(pending).failure
+    assert isinstance(failure, NotConnected)
+    assert str(failure) == step.message == "nothing listens"
+    assert failure.is_absent
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_an_asked_request_outlives_a_lost_link_unless_another_client_has_the_id(*, is_taken: bool) -> None:
+    pending = PendingRequests(PREFIX, "camera", "mqtt://broker:1883")
+    pending.on_link_up(START_S)
+    pending.add(asked(), START_S)
+    pending.on_link_down("it is down", is_final=False, is_taken=is_taken)
+    assert isinstance(pending.step("r1", START_S), ErrorBody) == is_taken
+
+
+def test_an_asked_request_names_its_inputs_as_the_route_does_and_keeps_its_bytes(pending: PendingRequests) -> None:
+    pending.add(asked("r2", given=read_given(b"a picture", "a cat")), START_S)
+    inputs = {"photo": InputSpec(kind="image", bytes=10), "caption": InputSpec(kind="text", bytes=10)}
+    pending.on_route("classify", bare_route().model_copy(update={"inputs": inputs}), START_S)
+    first = pending.step("r2", START_S)
+    assert isinstance(first, Outgoing)
+    assert set(unpack(first.payload)[0]) == {"photo", "caption"}
+    pending.on_route("classify", bare_route(group=2), START_S)
+    again = pending.step("r2", START_S + LONGEST_RETRY_S)
+    assert isinstance(again, Outgoing)
+    assert again.payload == first.payload
+
+
+def test_an_asked_request_is_sent_without_a_route_and_ends_when_nobody_takes_it(pending: PendingRequests) -> None:
+    """Mosquitto with a file of rules lets a client subscribe to a route that it may not read."""
+    pending.add(asked("r2"), START_S)
+    now_s = START_S + ROUTE_WAIT_S
+    for topic in (CLIENT_REQUESTS, TASK_REQUESTS):
+        message = pending.step("r2", now_s)
+        assert isinstance(message, Outgoing)
+        assert topic.match(PREFIX, message.topic) is not None
+        pending.on_undelivered("r2", message.topic, now_s)
+        pending.on_topic_refused(message.topic, now_s)
+        now_s += SOON_S
+    step = pending.step("r2", now_s)
+    assert isinstance(step, ErrorBody)
+    assert (step.code, step.message[:26]) == (ErrorCode.NO_ROUTE, "no task is called classify")
+
+
+def test_a_silence_without_any_answer_before_names_the_rule_that_may_hide_them(sent: PendingRequests) -> None:
+    late = sent.step("r1", START_S + 1000.0)
+    assert isinstance(late, ErrorBody)
+    assert "an access rule of the broker may hide s2m3/v1/clients/camera/results/+ from it" in late.message
+    sent.answered = True
+    late = sent.step("r1", START_S + 1000.0)
+    assert isinstance(late, ErrorBody)
+    assert late.message == "no answer in time; allow more time or add devices"

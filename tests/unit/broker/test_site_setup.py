@@ -141,6 +141,17 @@ def test_a_folder_that_isnt_empty_is_left_alone(tmp_path: Path, setup: Setup) ->
         site_setup.init(tmp_path / "file", ACCOUNTS, setup.settings, user=ME, plugin=PLUGIN)
 
 
+def test_a_mount_point_is_told_for_it_cant_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "is_mount", lambda self: self == tmp_path)
+    with pytest.raises(
+        BadFile, match=f"is a mount point, which can't be replaced; name a folder inside it: {tmp_path}/site"
+    ):
+        site_setup.init(tmp_path, (), Settings(hosts=("b",)), user=ME, plugin=PLUGIN)
+    assert site_setup.init(
+        tmp_path / "site", (), Settings(hosts=("b",)), user=ME, plugin=PLUGIN
+    ).configuration.is_file()
+
+
 def test_a_folder_that_mosquittos_user_cant_reach_is_refused(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o700)
     with pytest.raises(BadFile, match="is not reachable for the user mosquitto"):
@@ -165,6 +176,11 @@ def test_a_setup_that_fails_half_way_leaves_nothing(
     with pytest.raises(type(error)):
         site_setup.init(tmp_path / "site", ACCOUNTS, Settings(hosts=("b",)), user=ME, plugin=PLUGIN)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_account_with_the_name_of_its_role_is_named_once() -> None:
+    named = [Account(Role.SOURCES, name).shown for name in ("sources", "yard")]
+    assert named == ["sources", "sources yard"]
 
 
 @pytest.mark.parametrize(

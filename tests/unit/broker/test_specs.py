@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from broker.protocol.specs import DeviceSpec, ModuleSpec, Source, TaskSpec, describe, in_order, parse_bytes
+from broker.protocol.codec import decode, encode
+from broker.protocol.sentences import describe
+from broker.protocol.sizes import parse_bytes
+from broker.protocol.specs import DeviceSpec, ModuleSpec, Source, TaskSpec, in_order
 
 MODULE = {"family": "clip.vision", "memory_bytes": 100, "flops": 1e9, "output_bytes": 8}
 TASK: dict[str, Any] = {
@@ -95,7 +99,68 @@ def test_a_modules_identity_is_its_digest_or_its_source_part_and_dtype() -> None
 
 @pytest.mark.parametrize("places", [{}, {"hub": "a", "pip": "b"}, {"hub": "a", "pip": "b", "catalog": "c.safetensors"}])
 def test_a_source_is_exactly_one_place(places: dict[str, str]) -> None:
-    assert problem(Source, {"part": "vision"} | places)[1] == "name exactly one of hub, pip, catalog"
+    assert problem(Source, {"part": "vision"} | places)[1] == "name exactly one of hub, pip, catalog, url"
+
+
+URL = "http://gw-a.lan:8090/sha256/" + "ab" * 32
+OF_URL = {"url": URL, "digest": "sha256:" + "ab" * 32, "part": "vision"}
+
+
+@given(st.text("ahtps:/.@%?#-[]\\ 1_\n", max_size=24).map(lambda text: f"http://{text}"))
+def test_no_url_has_a_login_a_way_up_or_more_than_host_and_path(url: str) -> None:
+    try:
+        Source.model_validate(OF_URL | {"url": url})
+    except ValidationError:
+        return
+    parts = urlsplit(url)
+    assert parts.hostname
+    assert f"{parts.scheme}://{parts.netloc}{parts.path}" == url
+    assert not {"", ".", ".."} & set(parts.path[1:].split("/"))
+    assert "@" not in parts.netloc
+
+
+def test_the_identity_of_a_url_is_its_digest_wherever_the_file_lies() -> None:
+    here = ModuleSpec.model_validate(MODULE | {"source": OF_URL})
+    moved = ModuleSpec.model_validate(MODULE | {"source": OF_URL | {"url": "https://[fe80::1]/weights/clip"}})
+    assert here.key == moved.key == f"url:{OF_URL['digest']}#vision:float32"
+    other = ModuleSpec.model_validate(MODULE | {"source": OF_URL | {"digest": "sha256:" + "cd" * 32}})
+    assert other.key != here.key
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "sentence"),
+    [
+        ({"digest": None}, "url", "has no digest beside it; write digest: sha256:…"),
+        ({"url": None, "hub": "org/name"}, "digest", "is for a url; write a module's digest beside its source"),
+        ({"revision": "ab" * 20}, "revision", "is for a hub; the digest says which file a url is, so remove it"),
+        ({"digest": "sha256:AB"}, "digest", "is not a digest"),
+        *(
+            ({"url": url}, "url", "is not a URL of weights: write http(s)://host/path, the host in small letters")
+            for url in (
+                "ftp://host/x",
+                "file:///etc/passwd",
+                "http://host",
+                "http://host/",
+                "http://Host/x",
+                "http://user:secret@host/x",
+                "http://host/x?key=secret",
+                "http://host/x#y",
+                "http://host/../x",
+                "http://host/a/./x",
+                "http://host//x",
+                "http://host/%2e%2e/x",
+                "http://host/a b",
+                "http://host/x\n",
+                "http://host\\x/y",
+                "http:///x",
+            )
+        ),
+    ],
+)
+def test_a_wrong_url_is_an_error_of_its_field(changes: dict[str, Any], field: str, sentence: str) -> None:
+    found = problem(Source, OF_URL | changes)
+    assert found[0] == field
+    assert sentence in found[1]
 
 
 @pytest.mark.parametrize(
@@ -120,10 +185,10 @@ def changed(**changes: Any) -> dict[str, Any]:
     [
         (changed(task="No Id"), "task", "is not a valid id: use a-z, 0-9 and -"),
         (changed(task="a" * 64), "task", "is not a valid id: use a-z, 0-9 and -"),
-        (changed(inputs={}), "inputs", "at least 1 item"),
-        (changed(nodes={}), "nodes", "at least 1 item"),
+        (changed(inputs={}), "inputs", "at least 1 entry"),
+        (changed(nodes={}), "nodes", "at least 1 entry"),
         (changed(weight=0), "weight", "greater than 0"),
-        (changed(colour="red"), "colour", "not permitted"),
+        (changed(colour="red"), "colour", "is not a known field"),
         (changed(output="nowhere"), "output", "names nowhere, which is not a node"),
         (changed(output="image"), "output", "names image, which is not a node"),
         (changed(modules={}), "nodes.head.module", "names m, which modules does not describe"),
@@ -132,7 +197,7 @@ def changed(**changes: Any) -> dict[str, Any]:
             "nodes.head.needs",
             "names visoin, which is neither an input nor a node",
         ),
-        (changed(nodes=TASK["nodes"] | {"head": {"module": "m", "needs": []}}), "nodes.head.needs", "at least 1 item"),
+        (changed(nodes=TASK["nodes"] | {"head": {"module": "m", "needs": []}}), "nodes.head.needs", "at least 1 entry"),
         (
             changed(nodes=TASK["nodes"] | {"vision": {"module": "m", "needs": ["head"]}}),
             "nodes.head",
@@ -207,6 +272,55 @@ def test_a_chain_written_last_first_is_ordered_in_one_look_at_each_need(nodes: i
     assert chain.looked_up == nodes
 
 
+def with_default(default: object, *, kind: str = "text") -> dict[str, Any]:
+    return changed(inputs=TASK["inputs"] | {"text": {"kind": kind, "bytes": 10, "default": default}})
+
+
+@pytest.mark.parametrize(
+    "default", ["is it raining?", ["a cat", "a dog"], "a cat\n\na dog\n", ["on", "2024", "ja\u2028nein"]]
+)
+def test_an_input_may_have_a_default_text(default: object) -> None:
+    spec = TaskSpec.model_validate(with_default(default))
+    sent = default if isinstance(default, str) else "\n".join(cast("list[str]", default))
+    assert spec.inputs["text"].default_bytes == sent.encode()
+    read = decode(TaskSpec, encode(spec))
+    assert (read, read.revision) == (spec, spec.revision)
+    assert spec.revision != TaskSpec.model_validate(with_default("another")).revision
+
+
+def test_without_a_default_a_spec_is_written_as_before() -> None:
+    spec = TaskSpec.model_validate(with_default(None))
+    assert b"default" not in encode(spec)
+    assert spec.revision == TaskSpec.model_validate(with_default(None)).revision
+
+
+@pytest.mark.parametrize(
+    ("content", "field", "sentence"),
+    [
+        (with_default("x", kind="image"), "inputs.text.default", "is for inputs of kind text, and not for image"),
+        (with_default(5), "inputs.text.default", "must be a text"),
+        (with_default({"a": 1}), "inputs.text.default", "must be a text"),
+        (with_default([True, False]), "inputs.text.default.0", "must be a text"),
+        (with_default([]), "inputs.text.default", "has no words"),
+        (with_default(" \n "), "inputs.text.default", "has no words"),
+        (with_default(["a\nb"]), "inputs.text.default", "write each line as an entry of its own"),
+        (with_default(["a"] * 65), "inputs.text.default", "has 65 lines, at most 64 are allowed"),
+        (with_default("a" * 2001), "inputs.text.default", "has a line of 2001 characters, at most 2000 are allowed"),
+        (with_default("a\x00b"), "inputs.text.default", "has a NUL character"),
+        (with_default(["ä" * 1900] * 20), "inputs", "have 74.2 KiB of defaults, at most 64 KiB are allowed"),
+        (
+            changed(inputs={name: {"kind": "text", "bytes": 1, "default": "x"} for name in TASK["inputs"]}),
+            "inputs",
+            "all have a default, so no request has anything to send",
+        ),
+    ],
+)
+def test_a_wrong_default_names_the_place_and_the_problem(content: dict[str, Any], field: str, sentence: str) -> None:
+    named, said = problem(TaskSpec, content)
+    assert named == field
+    assert sentence in said
+
+
 def test_a_revision_names_the_content_of_a_spec() -> None:
     spec = TaskSpec.model_validate(TASK)
     assert spec.revision == TaskSpec.model_validate(TASK | {"description": "other", "weight": 1}).revision
@@ -277,11 +391,15 @@ def test_a_module_is_the_same_whatever_its_variants_and_one_without_is_written_a
 @pytest.mark.parametrize(
     ("changes", "field", "sentence"),
     [
-        ({"variants": [VARIANT | {"engine": "onxx"}]}, "variants.0.engine", "Input should be 'onnx'"),
+        ({"variants": [VARIANT | {"engine": "onxx"}]}, "variants.0.engine", "must be onnx"),
         ({"variants": [VARIANT, VARIANT]}, "variants.1.engine", "names onnx, which has a variant already; remove"),
         ({"variants": [VARIANT], "family": "onnx.encoder"}, "variants.0.engine", "names onnx, which runs its family"),
-        ({"variants": [VARIANT] * 5}, "variants", "at most 4 items"),
-        ({"variants": [VARIANT | {"digest": "sha256:0"}]}, "variants.0.digest", "String should match pattern"),
+        ({"variants": [VARIANT] * 5}, "variants", "at most 4 entries"),
+        (
+            {"variants": [VARIANT | {"digest": "sha256:0"}]},
+            "variants.0.digest",
+            "is not a digest: write sha256: and 64",
+        ),
     ],
 )
 def test_a_wrong_variant_is_told_with_its_field(changes: dict[str, Any], field: str, sentence: str) -> None:
@@ -295,5 +413,5 @@ def test_the_engines_of_a_device_in_a_file_are_known_ones() -> None:
     assert DeviceSpec.model_validate(stated).engines == ("torch", "ctranslate2")
     assert problem(DeviceSpec, stated | {"engines": ["onnx", "onxx"]}) == (
         "engines.1",
-        "Input should be 'torch', 'onnx' or 'ctranslate2'",
+        "must be torch, onnx or ctranslate2",
     )

@@ -7,13 +7,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from broker.protocol import tensors
-from broker.protocol.errors import LocalProtocolError, RemoteProtocolError
-from broker.protocol.tensors import MAX_HEADER_BYTES, MAX_RANK, MAX_TENSORS, narrowed, pack, unpack, widened
+from broker.protocol.codec import MAX_CONTROL_BYTES
+from broker.protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError, RequestFailed
+from broker.protocol.tensors import (
+    MAX_ANSWERED,
+    MAX_HEADER_BYTES,
+    MAX_RANK,
+    MAX_TENSORS,
+    embeddings,
+    narrowed,
+    pack,
+    unpack,
+    widened,
+)
 
 F32 = np.array([[1.0, -2.0]], dtype=np.float32)
 GOLDEN = [
@@ -222,7 +233,7 @@ def test_packed_arrays_are_unpacked(shapes: Any, metadata: dict[str, str]) -> No
 
 def test_a_document_is_not_parsed_by_its_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[object] = []
-    for owner, name in ((tensors, "load"), (json, "loads")):
+    for owner, name in ((safetensors.numpy, "load"), (json, "loads")):
         monkeypatch.setattr(owner, name, read.append)
     assert pack({"x": F32}, {"request": "r-1"})
     assert read == []
@@ -245,3 +256,40 @@ def test_a_number_beyond_float16_is_refused(number: float) -> None:
         LocalProtocolError, match=r"x has numbers beyond float16's 65504\.0: set the task's wire to float32"
     ):
         narrowed({"x": np.array([number], np.float32)}, "float16")
+
+
+def test_embeddings_are_rows_of_the_shortest_numbers_that_give_the_same_float32() -> None:
+    rows = np.array([[0.1, -2.5e-38], [1 / 3, 3.0]], np.float32)
+    found = embeddings({"x": rows}, "embeddings")
+    assert json.dumps(found) == '{"embeddings": [[0.1, -2.5e-38], [0.33333334, 3.0]]}'
+    assert np.array_equal(np.array(found["embeddings"], np.float32), rows)
+
+
+def test_unit_embeddings_have_length_1_and_a_row_of_zeros_stays() -> None:
+    rows = np.array([[3.0, 4.0], [0.0, 0.0], [1e-30, 0.0], [3e38, 3e38]], np.float32)
+    found = embeddings({"x": rows}, "unit-embeddings")
+    assert found == {"embeddings": [[0.6, 0.8], [0.0, 0.0], [1.0, 0.0], [0.70710677, 0.70710677]]}
+
+
+@pytest.mark.parametrize(
+    ("output", "given"),
+    [
+        ({}, "nothing"),
+        ({"a": F32, "b": F32}, "a (float32 [1, 2]), b (float32 [1, 2])"),
+        ({"a": F32[0]}, "a (float32 [2])"),
+        ({"a": F32.astype(np.int64)}, "a (int64 [1, 2])"),
+        ({"a": np.array([[np.nan]], np.float32)}, "a (float32 [1, 1])"),
+    ],
+)
+def test_an_output_that_is_no_rows_of_numbers_is_refused_as_an_embedding(output: Any, given: str) -> None:
+    with pytest.raises(RequestFailed) as error:
+        embeddings(output, "embeddings")
+    assert error.value.code == ErrorCode.MODULE_FAILED
+    assert error.value.message.startswith(f"the output is {given}, and answer: embeddings needs one array")
+
+
+def test_the_most_embeddings_fit_in_a_result() -> None:
+    most = np.full((1, MAX_ANSWERED), np.float32(-1.17549435e-38))
+    assert len(json.dumps(embeddings({"x": most}, "embeddings"), separators=(",", ":"))) < MAX_CONTROL_BYTES - 50_000
+    with pytest.raises(RequestFailed, match=r"2 embeddings have 60002 numbers, at most 60000 .*: send fewer texts"):
+        embeddings({"x": np.zeros((2, MAX_ANSWERED // 2 + 1), np.float32)}, "embeddings")

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.protocol import topics
 from broker.protocol.errors import LocalProtocolError, RemoteProtocolError
 from broker.protocol.messages import OrchestratorState
 from broker.protocol.topics import (
@@ -27,12 +28,28 @@ from broker.protocol.topics import (
 )
 from broker.transport.memory import matches
 
-IDS = {name: f"{name}-1" for name in ("device", "task", "client", "sender", "receiver", "request", "node", "revision")}
+PREFIX = prefix_of()
+LEVELS = (
+    "device",
+    "task",
+    "client",
+    "sender",
+    "receiver",
+    "request",
+    "node",
+    "revision",
+    "source",
+    "run",
+    "part",
+    "end",
+)
+IDS = {name: f"{name}-1" for name in LEVELS}
 TABLE = [
     ("orchestrator/state", 1, True),
     ("orchestrator/heartbeat", 0, False),
     ("orchestrator/quarantine", 1, True),
-    ("orchestrator/events", 0, False),
+    ("orchestrator/events", 1, False),
+    ("orchestrator/unanswered", 1, True),
     ("tasks/{task}/spec", 1, True),
     ("tasks/{task}/route", 1, True),
     ("tasks/{task}/revisions/{revision}", 1, True),
@@ -41,17 +58,26 @@ TABLE = [
     ("devices/{device}/assignment", 1, True),
     ("devices/{device}/heartbeat", 0, False),
     ("devices/{device}/drain", 1, True),
+    ("devices/{device}/forget", 1, False),
     ("devices/{device}/rebirth", 1, False),
     ("devices/{device}/permit", 1, False),
     ("devices/{device}/echo", 0, False),
     ("devices/{device}/standing", 1, True),
     ("devices/{device}/summary", 1, True),
-    ("devices/{device}/events", 0, False),
+    ("devices/{device}/events", 1, False),
     ("devices/{device}/traces/{request}", 0, False),
     ("tasks/{task}/requests", 1, False),
     ("tasks/{task}/requests/{client}/{request}", 1, False),
     ("tensors/{sender}/{receiver}/{request}/{node}", 1, False),
     ("clients/{client}/results/{request}", 1, False),
+    ("sources/state", 1, True),
+    ("sources/running", 1, True),
+    ("sources/spare", 1, True),
+    ("sources/{source}/spec", 1, True),
+    ("sources/{source}/answer", 1, True),
+    ("check/{run}/kept", 1, True),
+    ("check/{run}/messages/{part}/{end}", 1, False),
+    ("bridge/state", 1, True),
 ]
 EACH = pytest.mark.parametrize("topic", TOPICS, ids=[topic.template for topic in TOPICS])
 
@@ -213,3 +239,31 @@ def test_any_received_topic_is_matched_or_not(name: str, topic: Topic) -> None:
     for received in (name, f"{VERSION}/{name}"):
         ids = topic.match(VERSION, received)
         assert ids is None or topic.at(VERSION, **ids) == received
+
+
+@pytest.mark.parametrize(
+    ("topic", "response_topic", "task", "reply_to", "reason"),
+    [
+        ("tasks/t/requests", f"{PREFIX}/clients/c/results/1", "t", f"{PREFIX}/clients/c/results/1", None),
+        ("tasks/Zero_Shot/requests", f"{PREFIX}/clients/c/x", "Zero_Shot", f"{PREFIX}/clients/c/x", None),
+        ("tasks/T/requests/ESP 1/1", None, "T", f"{PREFIX}/clients/ESP 1/results/1", None),
+        ("tasks//requests/c/1", "home/x", "", f"{PREFIX}/clients/c/results/1", None),
+        ("tasks/t/requests", None, "t", "", "no_response_topic"),
+        ("tasks/t/requests", "home/x", "t", "home/x", "response_topic_not_allowed"),
+        ("tasks/t/requests/c", f"{PREFIX}/clients/c/x", "t", "", "wrong_topic"),
+        ("tasks/t/requests/", None, "t", "", "wrong_topic"),
+        ("tasks/t/requests/c/1/2", None, "t", "", "wrong_topic"),
+        (f"tasks/t/requests/{'c' * 65}/1", None, "t", "", "wrong_topic"),
+        (f"tasks/{'t' * 300}/requests", None, "t" * 64, "", "no_response_topic"),
+    ],
+)
+def test_a_request_is_recognized_whatever_it_calls_its_task(
+    topic: str, response_topic: str | None, task: str, reply_to: str, reason: str | None
+) -> None:
+    assert topics.asked(PREFIX, f"{PREFIX}/{topic}", response_topic) == topics.Asked(task, reply_to, reason)
+
+
+@pytest.mark.parametrize("topic", ["tasks/t/route", "tasks/t", "tasks", "devices/t/requests", "tasks/t/request"])
+def test_other_topics_are_no_requests(topic: str) -> None:
+    assert topics.asked(PREFIX, f"{PREFIX}/{topic}", None) is None
+    assert topics.asked(PREFIX, f"other/{topic}", None) is None

@@ -12,6 +12,7 @@ from broker.protocol.codec import MAX_INPUT_BYTES, MAX_MESSAGE_BYTES, decode
 from broker.protocol.errors import ErrorCode
 from broker.protocol.tensors import DTYPES, MAX_HEADER_BYTES, MAX_RANK, MAX_TENSORS
 from broker.protocol.topics import TOPICS, VERSION, Topic
+from broker.servers.bridge import REPEATED
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "topics.md").read_text(encoding="utf-8")
@@ -51,6 +52,19 @@ def test_a_section_has_an_example_that_is_a_message_and_a_line_to_paste(topic: T
     levels = {name: "[^/]+" if name in topic.free else "([a-z0-9-]+|[+])" for name in topic.fields}
     pattern = topic.template.format(**levels)
     assert re.fullmatch(f"{VERSION}/{pattern}", named[0].strip())
+
+
+def test_what_crosses_a_bridge_is_listed() -> None:
+    (table,) = re.findall(r"^## Between a site and its core\n(.*?)^## ", PAGE, flags=re.MULTILINE | re.DOTALL)
+    rows = dict(
+        re.findall(r"^\| (up|down|up, kept.*?|up, the.*?|at the core only) \| (.*) \|$", table, flags=re.MULTILINE)
+    )
+    listed = {way: [each for each in re.findall(r"`([^`]+)`", row) if "s2m3" not in each] for way, row in rows.items()}
+    up = [topic for topic in TOPICS if topic.crosses == "up"]
+    assert listed["up, kept during a cut"] == [topic.template for topic in up if topic not in REPEATED]
+    assert listed["up, the newest after a cut"] == [topic.template for topic in up if topic in REPEATED]
+    assert listed["down"] == [topic.template for topic in TOPICS if topic.crosses == "down"]
+    assert listed["at the core only"] == [topics.BRIDGE_STATE.template]
 
 
 def test_every_error_code_is_explained() -> None:

@@ -29,13 +29,21 @@ def test_a_device_is_always_on_unless_its_file_says_otherwise(tmp_path: Path) ->
 def test_a_word_that_is_no_availability_is_refused_with_its_line_and_both_words(tmp_path: Path) -> None:
     file = tmp_path / "box.yaml"
     file.write_text("id: box\navailability: at night\n")
-    with pytest.raises(BadFile, match=r"box\.yaml:2: availability: .*'always' or 'sometimes'"):
+    with pytest.raises(BadFile, match=r"box\.yaml:2: availability: .*always or sometimes"):
         load_spec(file, AgentConfig)
 
 
 @pytest.mark.parametrize(("written", "size_bytes"), [("0", 0), ("16MiB", 16 * 2**20), ("1000", 1000)])
 def test_the_cache_has_a_size_and_0_turns_it_off(tmp_path: Path, written: str, size_bytes: int) -> None:
     assert load_spec(write(tmp_path, f"id: box\ncache: {written}\n"), AgentConfig).cache == size_bytes
+
+
+def test_cuda_with_onnx_is_refused_with_its_line_and_one_fix(tmp_path: Path) -> None:
+    with pytest.raises(BadFile) as caught:
+        load_spec(write(tmp_path, "id: box\nengine: onnx\naccelerator: cuda\n"), AgentConfig)
+    assert str(caught.value).endswith(
+        "agent.yaml:3: accelerator: must not be cuda beside engine: onnx, because only torch runs on cuda; change it"
+    )
 
 
 @pytest.mark.parametrize("written", ["-1", "off", "1.5.5MB"])

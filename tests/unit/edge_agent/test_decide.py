@@ -32,6 +32,7 @@ from edge_agent.events import (
     JoinGroup,
     LeaveGroup,
     Load,
+    Log,
     ModuleFailed,
     ModuleReady,
     NotReceived,
@@ -367,6 +368,21 @@ def test_an_output_for_the_sensor_and_for_another_node_is_rounded_for_the_node_a
     assert state.kept_bytes >= reply.tensors["features"].nbytes + given["features"].nbytes
 
 
+def test_an_output_that_is_an_array_is_answered_in_the_form_of_its_task() -> None:
+    nodes = {"encoder": route_node(ENCODER.key, ("image",), able("gw-a"))}
+    state = agent("gw-a", ENCODER, routes=[builders.route("embed", nodes, answer="unit-embeddings")])
+    run = only(decide(state, replace(requested("embed", inputs={"image": RawInput(b"x")})), 0.0), Run)
+    reply = only(decide(state, computed(run, features(3.0)), 0.1), Reply)
+    assert reply.result.answer == {"embeddings": [[0.70710677, 0.70710677]]}
+    assert reply.tensors is None, "it is JSON"
+
+
+def test_a_task_with_another_form_of_answer_is_other_work() -> None:
+    plan = zero_shot_route().plan_on({"encoder": "gw-a", "head": "gw-a"})
+    other = plan.model_copy(update={"answer": "embeddings"})
+    assert Plan.model_validate(other.model_dump()).work != plan.work
+
+
 def test_a_number_beyond_float16_ends_the_request_with_what_to_do(front: AgentState) -> None:
     decide(front, zero_shot_route(generation=2, wire="float16"), 0.0)
     run = only(decide(front, ASKED, 0.1), Run)
@@ -666,7 +682,7 @@ def test_an_input_that_is_too_large_is_answered_with_the_limit(front: AgentState
     body = only(decide(front, request(inputs=huge), 0.0), Reply).result.error
     assert body is not None
     assert body.code == ErrorCode.TOO_LARGE
-    assert "8388608" in body.message
+    assert "at most 8 MiB" in body.message
 
 
 @pytest.mark.parametrize("reply_to", ["", "elsewhere/x", f"{PREFIX}/devices/gw-a/assignment", f"{PREFIX}/clients/#"])
@@ -675,6 +691,9 @@ def test_a_reply_topic_outside_the_allowed_prefix_is_refused(front: AgentState, 
     assert not all_of(actions, Reply)
     assert not all_of(actions, Run)
     assert front.dropped["reply_topic"] == 1
+    reason = "response_topic_not_allowed" if reply_to else "no_response_topic"
+    assert [log.fields["reason"] for log in all_of(actions, Log)] == [reason]
+    assert not all_of(decide(front, request(reply_to=reply_to), 0.0), Log), "warned about once"
 
 
 def test_beyond_its_capacity_a_front_door_answers_with_retry_after(front: AgentState) -> None:

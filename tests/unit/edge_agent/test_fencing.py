@@ -21,6 +21,7 @@ from edge_agent.events import (
     Event,
     LeaderAnnounced,
     Load,
+    Log,
     ModuleReady,
     Ran,
     ReadRetained,
@@ -170,6 +171,29 @@ def test_an_epoch_that_no_leader_can_have_come_to_captures_no_device(state: Agen
     assert not all_of(decide(state, Tick(), 100.0), ReadRetained)
 
 
+@pytest.mark.parametrize("huge", [GENERATION + 1, MAX_FENCE])
+def test_an_assignment_that_the_leader_does_not_know_is_given_up_when_it_repeats_its_own(
+    state: AgentState, huge: int
+) -> None:
+    decide(state, fenced_assignment(OLD, generation=huge), 1.0)
+    for at_s in (2.0, 2.0 + CONFIRM_S / 2):
+        assert decide(state, fenced_assignment(OWN), at_s) == []
+    assert list(state.assigned) == [OLD.key]
+    assert all_of(decide(state, fenced_assignment(OWN), 2.0 + CONFIRM_S), Load)
+    assert (list(state.assigned), state.fence) == ([OWN.key], (EPOCH, GENERATION))
+
+
+def test_an_assignment_that_is_heard_again_is_not_given_up_nor_for_a_late_message(state: AgentState) -> None:
+    newer = fenced_assignment(OWN, OLD, generation=GENERATION + 1)
+    decide(state, newer, 1.0)
+    decide(state, fenced_assignment(OWN), 2.0)  # a late one
+    decide(state, newer, 3.0)
+    assert decide(state, fenced_assignment(OWN), 2.0 + CONFIRM_S) == []
+    for number, at_s in enumerate((20.0, 20.0 + 2 * CONFIRM_S), 1):  # each is another one
+        assert decide(state, fenced_assignment(OWN, generation=GENERATION - number), at_s) == []
+    assert state.fence == (EPOCH, GENERATION + 1)
+
+
 @pytest.mark.parametrize("kind", ["leader", "assignment", "route"])
 @pytest.mark.parametrize("later", [EPOCH + 1, EPOCH + MAX_EPOCH_JUMP])
 def test_a_later_term_that_no_leader_stands_up_for_is_given_up(state: AgentState, kind: str, later: int) -> None:
@@ -235,3 +259,15 @@ def test_a_restarted_device_with_an_old_retained_assignment_unloads_the_modules_
     assert [action for action in actions if isinstance(action, (Unload, Load))] == [Unload(OLD.key, "m/old")]
     assert OLD.key not in state.ready
     assert decide(state, fenced_assignment(OWN, OLD), 0.3) == [], "the old one, delivered again, loads nothing"
+
+
+def test_a_device_says_once_that_the_leader_expects_another_heartbeat_interval() -> None:
+    state = AgentState("gw-a", PREFIX, heartbeat_interval_s=10.0)
+    told = [
+        each
+        for said in (leader(1), leader(1), leader(2, online=False), leader(2), leader(1))
+        for each in all_of(decide(state, said, 0.0), Log)
+        if each.action == "heartbeat_interval_differs"
+    ]
+    assert [each.fields for each in told] == [{"own_s": 10.0, "expected_s": 1.0, "counts": "own_s"}]
+    assert not all_of(decide(AgentState("gw-b", PREFIX), leader(1), 0.0), Log)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from broker.protocol.messages import NodeDone, NodeFailed, NodeInputs
+from broker.protocol.specs import InputSpec
 from edge_agent.decide import decide
 from edge_agent.events import Ran, Received, Reply, Run, Send
 from edge_agent.modules import Output
@@ -56,3 +57,33 @@ def test_another_revision_with_the_same_graph_is_the_same_work() -> None:
     (request,) = state.coordinated.values()
     assert request.plan is not None
     assert request.plan.model_copy(update={"revision": None}).work == request.plan.work
+
+
+def test_a_request_under_way_begins_anew_with_the_revision_that_took_over() -> None:
+    state = agent("gw-a", ENCODER, routes=[ROUTE])
+    encode(state)
+    (request,) = state.coordinated.values()
+    other = module("other", memory_bytes=10, output_bytes=8)
+    nodes = {**NODES, "head": route_node(other.key, ("encoder",), able("gw-b"))}
+    actions = decide(state, route("t", nodes, generation=2, revision="ba9876543210"), 0.2)
+    assert only(actions, Run).run.node == "encoder", "its output is one of the revision before"
+    assert request.plan is not None
+    assert {node.key for node in request.plan.nodes.values()} == {ENCODER.key, other.key}
+    assert (request.plan.revision, request.completed) == ("ba9876543210", {})
+
+
+def test_a_request_goes_on_if_the_new_revision_computes_its_missing_nodes_in_the_same_way() -> None:
+    state = agent("gw-a", ENCODER, routes=[ROUTE])
+    encode(state)
+    assert not all_of(decide(state, route("t", NODES, generation=2, revision="ba9876543210"), 0.2), Send)
+
+
+def test_a_request_that_the_new_revision_can_not_take_ends_with_the_reason() -> None:
+    state = agent("gw-a", ENCODER, routes=[ROUTE])
+    encode(state)
+    nodes = {"head": route_node("another key", ("image",), able("gw-b"))}
+    picture = {"image": InputSpec(kind="image", bytes=1000)}
+    changed = route("t", nodes, generation=2, revision="ba9876543210", inputs=picture)
+    reply = only(decide(state, changed, 0.2), Reply)
+    assert reply.result.error is not None
+    assert reply.result.error.code == "bad_input"

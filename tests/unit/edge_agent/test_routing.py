@@ -62,6 +62,18 @@ def test_the_requests_of_a_route_share_a_plan_and_a_changed_route_makes_its_own(
     assert (first[0].wire, changed[0].wire) == ("float32", "float16")
 
 
+def test_each_choice_is_scheduled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduled = []
+
+    def counting(*arguments: Any, **more: Any) -> dict[int, float]:
+        scheduled.append(arguments)
+        return finish_s(*arguments, **more)
+
+    monkeypatch.setattr(routing, "finish_s", counting)
+    assert choose_plan(two_encoders(everywhere()), here="gw-a", input_bytes=SIZES)
+    assert len(scheduled) == len(DEVICES) ** 3
+
+
 def test_the_plans_that_a_route_remembers_are_bounded() -> None:
     known = two_encoders(everywhere())
     for number in range(3 * MAX_KNOWN_PLANS):

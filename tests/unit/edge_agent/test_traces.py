@@ -155,8 +155,10 @@ def test_a_refused_request_has_a_trace_without_nodes() -> None:
 def test_a_node_that_took_the_output_of_equal_work_says_so_in_its_answer_and_in_the_trace() -> None:
     state = agent("gw-a", ENCODER, routes=[encoder_route("t")])
     run = only(decide(state, requested("t"), 0.0), Run)
-    actions = decide(state, Ran(run.run, Output({}, {"label": "a"}), None, 0.1, 0.001, cached=True), 0.2)
+    output = Output({}, {"label": "a"}, notes=("text 1 is cut",))
+    actions = decide(state, Ran(run.run, output, None, 0.1, 0.001, cached=True), 0.2)
     (timing,) = only(actions, Reply).result.timings
+    assert timing.notes == ("text 1 is cut",)
     node = traced(actions).nodes["encoder"]
     assert (timing.cached, node.cache_hit, node.compute_s) == (True, True, 0.001)
 

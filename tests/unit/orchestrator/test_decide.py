@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from broker.protocol.codec import MAX_MESSAGE_BYTES, request_id
+from broker.epochs import ACCEPTED_AFTER, LARGEST_EPOCH
+from broker.leader_watch import READ_RETAINED_S
+from broker.protocol.codec import MAX_MESSAGE_BYTES, encode, request_id
 from broker.protocol.errors import ErrorCode
 from broker.protocol.messages import (
     MAX_EPOCH_JUMP,
@@ -51,9 +53,8 @@ from orchestrator.events import (
     TaskUndeployed,
     Tick,
 )
-from orchestrator.leadership.epochs import ACCEPTED_AFTER, LARGEST_EPOCH
 from orchestrator.leadership.orders import confirm
-from orchestrator.leadership.standby import READ_RETAINED_S
+from orchestrator.placement.restore import LARGEST_GENERATION
 from orchestrator.state import State, initial
 from tests.builders import all_of, chain, module, obedient
 from tests.planned import decide_and_plan
@@ -310,7 +311,7 @@ def test_a_failed_module_goes_to_the_next_device_and_not_back_while_the_session_
 def test_a_task_that_does_not_fit_is_unavailable_with_the_missing_bytes_and_the_others_go_on() -> None:
     site = serving(CLASSIFY, a=100)
     actions = site.feed(TaskDeployed(CAPTION))
-    assert "a lacks 10" in (site.route("caption").unavailable or "")
+    assert "a lacks 10 bytes" in (site.route("caption").unavailable or "")
     assert site.route("classify").complete
     assert all_of(actions, PublishAssignment) == []
     assert [action.route.task for action in all_of(actions, PublishRoute)] == ["caption"]
@@ -406,11 +407,10 @@ def test_routes_of_earlier_terms_without_a_task_are_cleared_after_settling() -> 
     assert cleared(site.settle(), TASK_ROUTE) == ["forgotten"]
 
 
-def test_an_invalid_spec_makes_the_task_unavailable_until_it_is_corrected() -> None:
-    site = serving(CLASSIFY, a=100)
-    site.feed(TaskRejected("classify", "its spec is wrong: TaskSpec: nodes: Field required"))
-    assert "nodes: Field required" in (site.route("classify").unavailable or "")
-    assert site.where() == {}
+def test_a_task_whose_first_spec_is_invalid_is_unavailable_until_it_is_corrected() -> None:
+    site = serving(CAPTION, a=200)
+    site.feed(TaskRejected("classify", "its spec is wrong: TaskSpec: nodes: is missing"))
+    assert "nodes: is missing" in (site.route("classify").unavailable or "")
     site.feed(TaskDeployed(CLASSIFY))
     site.heartbeats()
     assert site.route("classify").complete
@@ -420,16 +420,16 @@ def test_a_task_whose_inputs_cannot_pass_the_broker_is_refused_with_the_sizes() 
     site = Site()
     site.feed(LinkUp(2, max_packet_bytes=1_000_000))
     site.born("a", 1000)
-    site.feed(TaskDeployed(chain("huge", VISION, image_bytes=950_000)))
+    site.feed(TaskDeployed(chain("huge", VISION, image_bytes=999_900)))
     site.feed(TaskDeployed(chain("just", VISION, image_bytes=1_000_000 - 64 * 1024)))
     site.settle()
-    assert "950000 bytes" in (site.route("huge").unavailable or "")
+    assert "976.5 KiB" in (site.route("huge").unavailable or "")
     assert site.route("just").unavailable is None
 
 
 def test_our_own_limit_holds_where_the_broker_names_none() -> None:
     site = serving(chain("huge", VISION, image_bytes=MAX_MESSAGE_BYTES), a=1000)
-    assert str(MAX_MESSAGE_BYTES) in (site.route("huge").unavailable or "")
+    assert "at most 16 MiB" in (site.route("huge").unavailable or "")
 
 
 def test_a_route_goes_out_again_when_a_module_becomes_ready_but_not_when_its_seconds_drift() -> None:
@@ -490,7 +490,7 @@ def test_routes_assignments_and_refusals_name_the_revision_of_their_task() -> No
     (changed,) = all_of(actions, PublishAssignment)
     assert {module.spec.key: module.revision for module in changed.assignment.modules}[HEAD.key] == heavier.revision
     too_large = chain("classify", module("large", memory_bytes=10**6), HEAD)
-    site.feed(TaskDeployed(too_large))
+    site.feed(TaskDeployed(too_large.model_copy(update={"replace": True})))
     refused = site.route("classify")
     assert (bool(refused.unavailable), refused.revision) == (True, too_large.revision)
     answer, *_ = all_of(site.feed(RequestReceived("classify", REPLY_TO, None, b"x")), AnswerError)
@@ -686,9 +686,93 @@ def test_a_cleared_or_unreadable_leaders_topic_is_written_again() -> None:
 def test_a_route_of_a_task_that_does_not_exist_is_cleared_and_one_of_a_later_term_is_overwritten() -> None:
     site = serving(CLASSIFY, a=100)
     assert site.feed(RouteHeard("nonsense", 1)) == [Clear(TASK_ROUTE, "nonsense")]
-    assert site.feed(RouteHeard("classify", 1)) == [], "our own, coming back"
+    assert site.feed(heard(site.route("classify"))) == [], "our own, coming back"
     actions = site.feed(RouteHeard("classify", 2))
     assert said(actions) == [announcement(site), PublishRoute(site.route("classify"))]
+
+
+def heard(route: Route) -> RouteHeard:
+    """The event of a route that was published just now."""
+    return RouteHeard(route.task, route.epoch, route.generation, payload=encode(route))
+
+
+def test_a_route_of_the_same_or_an_older_generation_that_another_client_published_is_overwritten() -> None:
+    site = serving(CLASSIFY, a=100)
+    ours = site.route("classify")
+    assert ours.generation > 0
+    for lie in ({"unavailable": "a lie"}, {"group": ours.group + 1}, {"epoch": 0}, {"generation": ours.generation - 1}):
+        actions = site.feed(heard(ours.model_copy(update=lie)))
+        assert said(actions) == [PublishRoute(ours)], lie
+        assert site.feed(heard(ours)) == [], "our own, coming back"
+    assert site.route("classify") == ours
+
+
+def test_own_routes_that_come_back_after_the_next_ones_were_published_are_not_taken_for_another_clients() -> None:
+    site = serving(CLASSIFY, a=100, b=100)
+    first = site.route("classify")
+    site.heartbeat("a", held={})
+    second = site.route("classify")
+    assert second != first
+    assert site.feed(heard(first)) == []
+    assert said(site.feed(heard(first))) == [PublishRoute(second)], "it was published once"
+    assert [site.feed(heard(second)) for _ in range(3)] == [[], [], []]
+    assert not site.state.under_way
+
+
+def test_a_route_that_another_client_cleared_is_published_again_and_our_own_clearing_stands() -> None:
+    site = serving(CLASSIFY, a=100)
+    assert said(site.feed(RouteHeard("classify", 0, is_empty=True))) == [PublishRoute(site.route("classify"))]
+    assert site.feed(RouteHeard("nonsense", 0, is_empty=True)) == [], "or it would clear it for ever"
+    site.feed(TaskUndeployed("classify"))
+    assert not said(site.feed(RouteHeard("classify", 0, is_empty=True)))
+
+
+@pytest.mark.parametrize("foreign", [2, 1_000_000, LARGEST_GENERATION - 3])
+def test_a_route_of_a_later_generation_is_overwritten_by_one_beyond_it(foreign: int) -> None:
+    site = serving(CLASSIFY, CAPTION, a=1000)
+    caption = site.route("caption")
+    (route,) = all_of(site.feed(RouteHeard("classify", 1, site.state.generation + foreign)), PublishRoute)
+    assert route.route.generation == site.state.generation > foreign
+    assert site.route("classify") == route.route
+    assert site.route("caption") == caption, "the other tasks have nothing to do with it"
+    assert site.feed(heard(route.route)) == [], "our own, coming back"
+
+
+@pytest.mark.parametrize("foreign", [LARGEST_GENERATION, MAX_FENCE])
+def test_where_no_generation_is_left_a_route_ends_the_term_and_a_devices_word_does_not(foreign: int) -> None:
+    site = serving(CLASSIFY, a=1000)
+    generation, held = site.state.generation, dict(site.state.cluster.devices["a"].modules)
+    site.now_s += 10.0
+    assert said(site.report("a", 1, foreign, held)) == [PublishAssignment("a", site.state.assignments["a"])]
+    assert site.state.generation == generation
+    assert [each.epoch for each in all_of(site.feed(RouteHeard("classify", 1, foreign)), Resign)] == [1]
+
+
+def test_a_device_that_obeys_a_strangers_assignment_gets_ours_again_beyond_it_with_the_routes_that_name_it() -> None:
+    site = serving(CLASSIFY, a=100, b=1000)
+    for key in ("a", "b"):
+        assert said(site.heartbeat(key)) == []
+    others = {name: last for name, last in site.state.assignments.items() if name != "a"}
+    held = dict(site.state.cluster.devices["a"].modules)
+    actions = said(site.report("a", 1, site.state.generation + 5_000, held))
+    published = all_of(actions, PublishAssignment)
+    assert [each.device for each in published] == ["a"]
+    assert published[0].assignment.generation == site.state.generation > 5_000
+    assert [each.route.generation for each in all_of(actions, PublishRoute)] == [site.state.generation]
+    assert actions.index(published[0]) == len(actions) - 1, "after the routes"
+    assert {name: last for name, last in site.state.assignments.items() if name != "a"} == others
+    assert said(site.heartbeat("a")) == []
+
+
+def test_a_device_that_lies_about_what_it_obeys_moves_the_generation_seldom() -> None:
+    site, seen = serving(CLASSIFY, a=100, b=1000), []
+    for _ in range(20):
+        generation = site.state.generation
+        site.report("a", 1, generation + 1_000, {})
+        seen.append(site.state.generation > generation)
+        site.now_s += 1.0
+        site.heartbeat("b")
+    assert sum(seen) == 4, "once in five seconds"
 
 
 def confirmed(site: Site) -> Site:

@@ -1,12 +1,17 @@
-"""The cost of a heartbeat that changes nothing, in calls: it is the same for every number of devices and tasks."""
+"""The cost of a heartbeat that changes nothing, in calls: it is the same for every number of devices and tasks.
+
+And what a death doesn't cost, though its plan is about all devices.
+"""
 
 from __future__ import annotations
 
 import sys
 from types import FrameType
+from unittest.mock import Mock
 
 import pytest
 
+from broker.protocol.specs import DeviceSpec
 from broker.transport.port import LinkUp
 from orchestrator.decide import decide, next_deadline_s
 from orchestrator.events import (
@@ -20,7 +25,7 @@ from orchestrator.events import (
 )
 from orchestrator.planner.plans import solve
 from orchestrator.state import Pace, State, initial
-from tests.builders import all_of, joined, module, obedient, online, profile
+from tests.builders import all_of, joined, module, obedient, offline, online, profile
 
 HEAD = module("head", 10)
 PACE = Pace(spares=False, review_s=1e6)  # the planner has nothing to do meanwhile
@@ -105,3 +110,15 @@ def test_a_heartbeat_that_changes_nothing_costs_the_same_for_every_number_of_dev
         costs.add(calls_of(fleet, fleet.heartbeat(name, compute_s)))
     assert len(costs) == 1, costs
     assert max(costs) < 1_000
+
+
+def test_a_death_has_no_spec_made_again_of_a_device_that_reports_nothing_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = Fleet(50, 5)
+    assert all(device.spec for device in fleet.state.cluster.devices.values())
+    assert fleet.all_report() == 0
+    made = Mock(wraps=DeviceSpec)
+    monkeypatch.setattr("orchestrator.membership.device.DeviceSpec", made)
+    dead = fleet.holder()
+    assert fleet.feed(DeviceStateReceived(dead, offline(1))) > 0
+    assert dead not in fleet.state.placement.where.values()
+    assert {call.kwargs["id"] for call in made.call_args_list} <= {dead}

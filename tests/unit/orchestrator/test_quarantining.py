@@ -134,6 +134,26 @@ def test_one_device_at_a_time_computes_a_payload_in_quarantine(site: Site) -> No
     assert only(site.heartbeat("b", alone), PublishPermit).granted
 
 
+@pytest.mark.parametrize("ends", ["computed", "died", "asks for another one"])
+def test_a_device_that_waits_gets_its_permit_when_the_one_before_it_is_done(site: Site, ends: str) -> None:
+    """Two nodes of one request need not wait for a heartbeat that is due in a second."""
+    alone = Alone(request=ID, payload=PAYLOAD)
+    site.heartbeat("a", alone)
+    assert [only(site.heartbeat(device, alone), PublishPermit).granted for device in ("b", "c")] == [False, False]
+    assert not [each for each in all_of(site.heartbeat("a", alone), PublishPermit) if each.device != "a"]
+    if ends == "died":
+        actions = site.dies("a")
+    else:
+        actions = site.heartbeat("a", None if ends == "computed" else Alone(request="2", payload=OTHER))
+    freed = [each for each in all_of(actions, PublishPermit) if each.device != "a"]
+    assert [(each.request, each.granted) for each in freed] == [(ID, True)], "one device at a time"
+    assert freed[0].device in {"b", "c"}
+    waiting = ({"b", "c"} - {freed[0].device}).pop()
+    assert not all_of(site.heartbeat(waiting), PublishPermit), "who gives up waiting frees nothing"
+    assert only(site.heartbeat(waiting, alone), PublishPermit).granted is False
+    assert only(site.heartbeat(freed[0].device), PublishPermit).device == waiting
+
+
 def test_no_device_holds_up_the_others_for_longer_than_a_minute(site: Site) -> None:
     alone = Alone(request=ID, payload=PAYLOAD)
     site.heartbeat("b", alone)
@@ -268,3 +288,17 @@ def test_only_the_newest_requests_are_kept_and_none_of_tasks_that_do_not_exist(s
     assert len(requests) == MAX_RECENT
     assert request_id("t", REPLY_TO, str(MAX_RECENT + 9).encode(), b"deadly") in requests
     assert request_id("unknown", REPLY_TO, b"1", b"deadly") not in requests
+
+
+def test_a_device_that_was_only_silent_and_goes_on_condemns_nothing(site: Site) -> None:
+    site.ask()
+    site.dies("a")
+    site.heartbeat("b", Alone(request=ID, payload=PAYLOAD))
+    for _ in range(5):
+        site.now_s += 1.0
+        site.heartbeat("c")
+    assert not site.state.cluster.devices["b"].alive
+    assert site.refused() == {PAYLOAD}
+    site.heartbeat("b")
+    assert site.refused() == set()
+    assert [device for device, _ in site.state.quarantine.deaths] == ["a"]

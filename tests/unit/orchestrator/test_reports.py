@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import pytest
 
 from broker.protocol import topics
 from broker.protocol.codec import decode
+from broker.protocol.errors import MessageTooLarge
 from broker.protocol.messages import DeviceState
-from broker.protocol.reports import Standing, SystemEvent, TaskStatus
+from broker.protocol.reports import (
+    MAX_UNKNOWN_TASKS,
+    UNDELIVERED,
+    Standing,
+    SystemEvent,
+    TaskStatus,
+    UnansweredRequests,
+)
 from broker.protocol.specs import TaskSpec
 from broker.transport.port import LinkDown, LinkUp, Outgoing
 from orchestrator import reports
@@ -17,8 +26,10 @@ from orchestrator.events import (
     DeviceStateReceived,
     DrainReceived,
     Event,
+    ForgetReceived,
     HeartbeatReceived,
     RequestReceived,
+    RequestUnanswerable,
     RetainedRouteReceived,
     RevisionReceived,
     TaskDeployed,
@@ -29,6 +40,7 @@ from orchestrator.events import (
 from orchestrator.leadership.orders import NO_ORDERS, Orders
 from orchestrator.reports import Reports, When
 from orchestrator.state import initial
+from orchestrator.unsent import Unsent
 from tests.builders import PREFIX, chain, module, obedient, offline, online, profile
 from tests.planned import decide_and_plan
 
@@ -41,14 +53,21 @@ SPECS = [chain("classify", VISION, weight=1.0 + number) for number in range(7)]
 class Site:
     """A leader with its reports, and devices that do what they are assigned; time passes only in ``pass_s``."""
 
-    def __init__(self, *devices: str, orders: Orders = NO_ORDERS) -> None:
+    def __init__(
+        self, *devices: str, orders: Orders = NO_ORDERS, too_large: Mapping[str, MessageTooLarge] = {}
+    ) -> None:
         self.state, self.now_s, self.seq = initial(epoch=1, orders=orders), 0.0, 0
-        self.reports = Reports(PREFIX)
+        self.reports = Reports(PREFIX, too_large)
         self.told: list[Outgoing] = []
         self.feed(LinkUp(1))
         for device in devices:
             self.born(device)
         self.pass_s(1.5)
+
+    def unanswered(self) -> dict[str, dict[str, int]]:
+        topic = topics.ORCHESTRATOR_UNANSWERED.at(PREFIX)
+        last = [each for each in self.told if each.topic == topic][-1]
+        return decode(UnansweredRequests, last.payload).unanswerable
 
     def feed(self, event: Event) -> None:
         before = self.state
@@ -109,6 +128,33 @@ def test_a_device_is_online_after_its_first_heartbeat_and_nothing_is_published_w
     (only,) = site.standings("a")
     assert (only.standing, only.since, only.until) == ("online", SINCE_1970_S + 1.5, None)
     assert [event for event in site.events() if event[1] == "a"] == [("device_online", "a", "its heartbeats arrive")]
+
+
+class Narrow:
+    """A connection whose broker takes ``most`` bytes; it has what passed."""
+
+    def __init__(self) -> None:
+        self.most, self.passed = 0, list[str]()
+
+    def publish(self, message: Outgoing) -> None:
+        if message.packet_bytes > self.most:
+            raise MessageTooLarge(topic=message.topic, size_bytes=message.packet_bytes, limit_bytes=self.most)
+        self.passed.append(message.topic)
+
+
+def test_an_assignment_that_the_broker_does_not_take_is_told_until_one_passes() -> None:
+    unsent, narrow = Unsent(), Narrow()
+    topic = topics.DEVICE_ASSIGNMENT.at(PREFIX, device="a")
+    site = Site("a", too_large=unsent.too_large)
+    for most, wanted in ((100, f"{UNDELIVERED}: it has "), (10_000, "its heartbeats arrive")):
+        narrow.most = most
+        unsent.add([Outgoing(topic, bytes(200), retain=True)])
+        unsent.hand_over(cast("Any", narrow))
+        site.pass_s(2, "a")
+        assert site.standings("a")[-1].standing == "online"
+        assert site.standings("a")[-1].why.startswith(wanted)
+    assert narrow.passed == [topic]
+    assert [kind for kind, device, _ in site.events() if device == "a"] == ["device_online"]
 
 
 def test_a_device_that_is_on_only_sometimes_is_away_and_no_alarm_is_told() -> None:
@@ -192,8 +238,9 @@ def test_a_drain_is_published_until_the_device_is_empty() -> None:
     (home,) = site.state.placement.where.values()
     site.feed(DrainReceived(home, drain=True))
     site.pass_s(40, "a", "b")
-    assert [each.standing for each in site.standings(home)] == ["online", "draining", "drained"]
-    assert "an operator drains it" in site.standings(home)[-1].why
+    assert list(dict.fromkeys(each.standing for each in site.standings(home))) == ["online", "draining", "drained"]
+    assert "an operator drains it; it unloads what it holds" in {each.why for each in site.standings(home)}
+    assert site.standings(home)[-1].why == "an operator drains it"
     moved = [event for event in site.events() if event[0] in {"moved", "took_over"}]
     assert moved
     assert moved[0][2] == f"took over from {home}, which is drained"
@@ -289,6 +336,25 @@ def test_a_revision_that_another_client_clears_is_published_again() -> None:
     assert site.revisions() == {TASK.revision: TASK}
 
 
+def test_a_changed_description_is_published_under_the_same_revision() -> None:
+    site = Site("a")
+    site.deploy()
+    site.pass_s(2, "a")
+    described = TASK.model_copy(update={"description": "what a picture shows"})
+    site.deploy(described)
+    site.pass_s(2, "a")
+    assert described.revision == TASK.revision
+    assert site.revisions() == {TASK.revision: described}
+    site.feed(RevisionReceived("classify", TASK.revision, TASK))  # another client's, or our own of before
+    site.pass_s(2, "a")
+    assert site.revisions() == {TASK.revision: described}
+    assert site.status().revisions == (TASK.revision,)
+    count = len(site.told)
+    site.feed(RevisionReceived("classify", TASK.revision, described))
+    site.pass_s(5, "a")
+    assert len(site.told) == count
+
+
 def test_a_status_of_an_earlier_term_is_cleared_with_the_route() -> None:
     site = Site()
     site.feed(LinkUp(2))
@@ -315,7 +381,68 @@ def test_unanswerable_requests_are_counted_by_reason_and_told_once_a_second() ->
     assert len(site.told) == before
     site.pass_s(1)
     assert site.status().unanswerable == {"unavailable": 100}
-    assert len(site.told) == before + 1, "no topic for a task that isn't deployed"
+    assert site.unanswered() == {"anything": {"unknown": 100}}
+    assert len(site.told) == before + 2, "no topic of its own for a task that isn't deployed"
+
+
+def test_requests_without_a_topic_for_their_answer_are_counted_and_warned_about_once() -> None:
+    site = Site()
+    site.deploy()
+    for _ in range(30):
+        for task in ("classify", "Classify"):
+            for reason in ("no_response_topic", "response_topic_not_allowed"):
+                site.feed(RequestUnanswerable(task, reason))
+    warned = [
+        (task, why) for task in ("classify", "Classify") for why in ("no_response_topic", "response_topic_not_allowed")
+    ]
+    assert site.reports.take_warnings() == warned
+    assert site.reports.take_warnings() == []
+    site.pass_s(1)
+    counted = {"no_response_topic": 30, "response_topic_not_allowed": 30}
+    assert (site.status().unanswerable, site.unanswered()) == (counted, {"Classify": counted})
+
+
+def test_names_that_anyone_invents_are_bounded() -> None:
+    site = Site()
+    for number in range(1000):
+        site.feed(RequestUnanswerable(f"T{number}", "no_response_topic"))
+    site.pass_s(1)
+    counted = site.unanswered()
+    assert len(counted) == MAX_UNKNOWN_TASKS + 1
+    assert counted[""] == {"no_response_topic": 1000 - MAX_UNKNOWN_TASKS}
+    assert len(site.reports.take_warnings()) == MAX_UNKNOWN_TASKS + 1
+
+
+def test_a_task_is_no_unknown_name_while_its_leader_starts_or_once_it_is_deployed() -> None:
+    site = Site()
+    later = Site(orders=site.state.orders)
+    later.feed(LinkDown("gone"))
+    later.feed(LinkUp(2))
+    later.feed(RequestReceived("classify", f"{PREFIX}/clients/c/results/1", None, b"x"))  # before its spec arrives
+    later.feed(RequestUnanswerable("classify", "no_response_topic"))
+    later.deploy()
+    later.pass_s(8)
+    assert all(not each.payload for each in later.told if each.topic.endswith("orchestrator/unanswered"))
+    assert later.status().unanswerable == {"no_response_topic": 1}
+    site.feed(RequestUnanswerable("classify", "no_response_topic"))
+    site.pass_s(1)
+    assert site.unanswered() == {"classify": {"no_response_topic": 1}}
+    site.deploy()
+    site.pass_s(2)
+    assert [each.payload for each in site.told if each.topic.endswith("orchestrator/unanswered")][-1] == b""
+    assert site.status().unanswerable == {"no_response_topic": 1}
+
+
+def test_a_new_leader_clears_the_counts_of_the_last_one_and_tells_its_own_over_each_link() -> None:
+    site = Site()
+    topic = topics.ORCHESTRATOR_UNANSWERED.at(PREFIX)
+    assert [each.payload for each in site.told if each.topic == topic] == [b""]
+    site.feed(RequestUnanswerable("Classify", "no_response_topic"))
+    site.pass_s(2)
+    site.feed(LinkDown("gone"))
+    site.feed(LinkUp(2))
+    site.pass_s(2)
+    assert len([each for each in site.told if each.topic == topic and each.payload]) == 2
 
 
 def test_requests_of_a_task_whose_spec_is_wrong_are_counted_too() -> None:
@@ -365,7 +492,7 @@ def test_a_forgotten_device_loses_its_standing() -> None:
     site.now_s += 4000
     site.heartbeat("b")
     site.pass_s(1, "b")
-    cleared = [told.topic for told in site.told if not told.payload]
+    cleared = [told.topic for told in site.told if not told.payload and "/devices/" in told.topic]
     assert cleared == [topics.DEVICE_STANDING.at(PREFIX, device="a")]
 
 
@@ -381,3 +508,15 @@ def test_a_heartbeat_that_changes_nothing_looks_at_its_device_only(monkeypatch: 
     monkeypatch.setattr(reports, "opinion_of", counting)
     site.heartbeat("d-7")
     assert looked == ["d-7"]
+
+
+def test_a_forgotten_device_is_an_event_and_its_standing_is_cleared_for_good() -> None:
+    site = Site("gw-a", "gw-b")
+    site.feed(DeviceStateReceived("gw-a", offline(1)))
+    site.told.clear()
+    site.feed(ForgetReceived("gw-a"))
+    assert ("device_forgotten", "gw-a", "an operator had it forgotten") in site.events()
+    site.pass_s(3, "gw-b")
+    name = topics.DEVICE_STANDING.at(PREFIX, device="gw-a")
+    assert {told.payload for told in site.told if told.topic == name} <= {b""}
+    assert not site.standings("gw-a")

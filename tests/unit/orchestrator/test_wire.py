@@ -18,6 +18,7 @@ from orchestrator.events import (
     PublishSpec,
     PublishState,
     RequestReceived,
+    RequestUnanswerable,
     RetainedRouteReceived,
     RouteHeard,
     TaskDeployed,
@@ -34,9 +35,12 @@ AT = topics.TASK_ROUTE.at(PREFIX, task="classify")
 
 
 def test_a_published_route_is_heard_and_a_retained_one_is_read() -> None:
-    assert event_of(PREFIX, Delivery(AT, encode(ROUTE))) == RouteHeard("classify", ROUTE.epoch)
-    assert event_of(PREFIX, Delivery(AT, b"{")) == RouteHeard("classify", MAX_FENCE), "it must be overwritten"
-    assert event_of(PREFIX, Delivery(AT, b"")) is None
+    heard = RouteHeard("classify", ROUTE.epoch, ROUTE.generation, payload=encode(ROUTE))
+    assert event_of(PREFIX, Delivery(AT, encode(ROUTE))) == heard
+    unreadable = RouteHeard("classify", MAX_FENCE, payload=b"{")
+    assert event_of(PREFIX, Delivery(AT, b"{")) == unreadable, "it must be overwritten"
+    assert event_of(PREFIX, Delivery(AT, b"")) == RouteHeard("classify", 0, is_empty=True)
+    assert event_of(PREFIX, Delivery(AT, b"", retain=True)) is None
     assert event_of(PREFIX, Delivery(AT, encode(ROUTE), retain=True)) == RetainedRouteReceived(
         "classify", available=True
     )
@@ -71,7 +75,7 @@ def test_other_topics_and_other_sites_mean_nothing() -> None:
 
 
 def test_a_message_that_breaks_the_contract_is_an_error_of_its_sender() -> None:
-    with pytest.raises(RemoteProtocolError, match="Heartbeat: session: Field required"):
+    with pytest.raises(RemoteProtocolError, match="Heartbeat: session: is missing"):
         event_of(PREFIX, Delivery(topics.DEVICE_HEARTBEAT.at(PREFIX, device="a"), b"{}"))
 
 
@@ -98,6 +102,21 @@ def test_a_request_that_names_its_client_is_refused_at_that_client() -> None:
         seen = event_of(PREFIX, Delivery(topic, b"x", response_topic=response_topic))
         assert seen == RequestReceived("classify", answer_at, None, b"x")
     assert event_of(PREFIX, Delivery(topic, b"x", retain=True)) is None
+
+
+@pytest.mark.parametrize("task", ["Classify", "zero_shot", "t" * 300, "ä b", ""])
+def test_a_request_of_any_name_is_answered_where_it_asks_for_it(task: str) -> None:
+    reply_to = topics.RESULTS.at(PREFIX, client="cam", request="r")
+    asked = f"{PREFIX}/tasks/{task}/requests"
+    seen = event_of(PREFIX, Delivery(asked, b"x", response_topic=reply_to))
+    assert seen == RequestReceived(task[:64], reply_to, None, b"x")
+    assert event_of(PREFIX, Delivery(f"{asked}/cam/r", b"x")) == seen
+    assert event_of(PREFIX, Delivery(asked, b"x", response_topic=reply_to, retain=True)) is None
+    for response_topic, reason in ((None, "no_response_topic"), ("home/x", "response_topic_not_allowed")):
+        wrong = event_of(PREFIX, Delivery(asked, b"x", response_topic=response_topic))
+        assert wrong == RequestUnanswerable(task[:64], reason)
+    assert event_of(PREFIX, Delivery(f"{asked}/cam", b"x")) == RequestUnanswerable(task[:64], "wrong_topic")
+    assert event_of(PREFIX, Delivery(asked, b"")) is None, "a topic that is cleared"
 
 
 def test_actions_become_retained_messages_on_their_topics() -> None:

@@ -20,7 +20,7 @@ DESCRIBED = [topic for topic in TOPICS if f"\n## `{topic.template}`\n" in PAGE]
 FIELDS = {  # of AsyncAPI 3.0's objects: those that we use
     "channels": {"address", "description", "messages", "parameters"},
     "operations": {"action", "channel", "tags", "bindings", "reply"},
-    "messages": {"contentType", "summary", "description", "payload", "bindings", "x-metadata"},
+    "messages": {"contentType", "summary", "description", "headers", "payload", "bindings", "x-metadata"},
 }
 
 

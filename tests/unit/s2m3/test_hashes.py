@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 UNHASHED = {"s2m3", "torch"}
 EXTRAS = {
-    "hashes-pocket.txt": ("agent", "embedded", "export", "onnx", "pocket"),
+    "hashes-pocket.txt": ("agent", "camera", "embedded", "export", "http", "metrics", "onnx", "pocket"),
     "hashes-test.txt": ("test", "bench", "exact", "int8"),
 }
 

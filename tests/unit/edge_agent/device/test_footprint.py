@@ -60,8 +60,30 @@ def test_a_group_that_is_over_its_limit_leaves_nothing(machine: Machine) -> None
     assert machine.free() == 0
 
 
+@pytest.mark.parametrize("group", ["memory", "memory/docker", "memory/docker/abc"])
+def test_a_limit_of_version_1_counts_where_the_container_sees_its_group(machine: Machine, group: str) -> None:
+    """The file names the group as the host does; in the container that path isn't there, and the root is its own."""
+    machine.meminfo.write_text("MemAvailable: 3145728 kB\n")
+    machine.cgroup.write_text("7:cpu,cpuacct:/docker/abc\n4:memory:/docker/abc\n1:name=systemd:/docker/abc\n")
+    directory = machine.groups / group
+    directory.mkdir(parents=True)
+    (directory / "memory.limit_in_bytes").write_text("536870912\n")
+    (directory / "memory.usage_in_bytes").write_text("104857600\n")
+    assert machine.free() == 432_013_312
+    (directory / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 1000\n")
+    assert machine.free() == 432_014_312
+
+
+def test_a_group_of_version_1_without_a_limit_changes_nothing(machine: Machine) -> None:
+    machine.cgroup.write_text("4:memory:/\n")
+    (machine.groups / "memory").mkdir()
+    (machine.groups / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    (machine.groups / "memory" / "memory.usage_in_bytes").write_text("104857600\n")
+    assert machine.free() == 2048 * KIB
+
+
 @pytest.mark.parametrize("text", ["", "1:name=systemd:/old\n", "0::/elsewhere\n"])
-def test_no_limit_is_known_where_there_is_no_group_of_version_2(machine: Machine, text: str) -> None:
+def test_no_limit_is_known_where_there_is_no_group_of_ours(machine: Machine, text: str) -> None:
     machine.cgroup.write_text(text)
     assert machine.free() == 2048 * KIB
 

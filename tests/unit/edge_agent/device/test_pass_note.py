@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from edge_agent.device.pass_note import SHARED_MEMORY, PassNote, note_of
 from tests.patience import PATIENCE_S
 
 PAYLOAD = "0123456789abcdef" * 2
+LOADED, OTHER = "ab" * 16, "cd" * 16
 PROGRAM = """
 import ctypes, faulthandler, os, signal, sys, threading
 from pathlib import Path
@@ -29,6 +31,13 @@ from edge_agent.watchdog import Watchdog
 PAYLOAD = "0123456789abcdef" * 2
 note = PassNote(Path(sys.argv[1]))
 report_crashes(note)
+
+LOADED, OTHER = "ab" * 16, "cd" * 16
+
+def load(digest, end):
+    survive_full_stack()
+    with note.loading(digest):
+        end()
 
 def compute():
     survive_full_stack()
@@ -64,6 +73,20 @@ def compute():
             thread.join()
         case "after the pass":
             note.end()
+            ctypes.string_at(0)
+        case "load" | "load and kill" | "load elsewhere":
+            note.end()
+            with note.loading(LOADED), note.loading(OTHER):
+                pass
+            held = threading.Thread(target=load, args=(OTHER, threading.Event().wait))
+            held.daemon = True
+            held.start()
+            while OTHER.encode() not in note._memory[:]:
+                pass
+            how = {"load": lambda: ctypes.string_at(0), "load and kill": lambda: os.kill(os.getpid(), signal.SIGKILL)}
+            thread = threading.Thread(target=load, args=(LOADED, how.get(sys.argv[2], lambda: None)))
+            thread.start()
+            thread.join()
             ctypes.string_at(0)
         case "end":
             note.remove()
@@ -109,7 +132,32 @@ def test_the_next_process_knows_what_a_crash_or_a_hung_pass_computed(path: Path,
     assert died_with(path) == (PAYLOAD,)
 
 
-@pytest.mark.parametrize("how", ["kill", "term", "other thread", "after the pass"])
+def test_the_next_process_knows_which_load_crashed_and_not_another_one_that_was_under_way(path: Path) -> None:
+    assert end(path, "load") == -signal.SIGSEGV
+    assert died_with(path) == (LOADED,)
+
+
+def test_all_loads_that_were_under_way_are_told_where_memory_was_short(
+    path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    end(path, "load and kill")
+    counted = tmp_path / "vmstat"
+    counted.write_text("nr_free_pages 1\noom_kill 1000000\n")
+    monkeypatch.setattr(pass_note, "VMSTAT", counted)
+    assert set(died_with(path) or ()) == {LOADED, OTHER}
+
+
+def test_more_loads_at_once_than_the_note_has_room_for_are_loaded_all_the_same(path: Path) -> None:
+    note = PassNote(path)
+    with ExitStack() as stack:
+        for number in range(40):
+            stack.enter_context(note.loading(f"{number:032x}"))
+    note.remove()
+    with PassNote().loading(LOADED):
+        pass
+
+
+@pytest.mark.parametrize("how", ["kill", "term", "other thread", "after the pass", "load and kill", "load elsewhere"])
 def test_whoever_is_killed_or_crashes_elsewhere_died_of_nothing_that_it_computed(path: Path, how: str) -> None:
     assert end(path, how) < 0
     assert died_with(path) == ()

@@ -9,6 +9,7 @@ import pytest
 
 from broker.protocol.errors import BadFile
 from broker.protocol.messages import DeviceProfile
+from broker.protocol.specs import DeviceSpec
 from edge_agent.config import AgentConfig
 from edge_agent.device.profile import (
     ASSUMED_BANDWIDTH_BITS_PER_S,
@@ -20,6 +21,8 @@ from edge_agent.device.profile import (
 )
 from edge_agent.modules.weights.hub import DIRECTORY_VARIABLE
 from edge_agent.runtime.engines import AgentEngine
+from orchestrator.planner.placement import place_most
+from s2m3.catalogue import load_task
 from tests.onnx_models import KEY, write_export
 
 GIB = 1024**3
@@ -58,6 +61,27 @@ def test_a_link_that_is_not_stated_is_assumed() -> None:
     assert (assumed.latency_s, assumed.bandwidth_bits_per_s) == (ASSUMED_LATENCY_S, ASSUMED_BANDWIDTH_BITS_PER_S)
     stated = offered(memory=1, latency_s=0.0)
     assert (stated.latency_s, stated.bandwidth_bits_per_s) == (0.0, ASSUMED_BANDWIDTH_BITS_PER_S)
+
+
+@pytest.mark.parametrize("slower", ["gw-a", "gw-b"])
+def test_before_links_are_measured_two_equal_devices_share_two_encoders_whichever_measured_itself_faster(
+    slower: str,
+) -> None:
+    link = offered(memory=1)
+    devices = [
+        DeviceSpec(
+            id=name,
+            memory_bytes=GIB,
+            compute_flops_per_s=60e9 * (0.97 if name == slower else 1.0),
+            bandwidth_bits_per_s=link.bandwidth_bits_per_s,
+            latency_s=link.latency_s,
+        )
+        for name in ("gw-a", "gw-b")
+    ]
+    task = load_task("pocket/zero-shot")
+    placement, _ = place_most(devices, [task])
+    image, text = (task.module_of(node).key for node in ("image-encoder", "text-encoder"))
+    assert placement.where[image] != placement.where[text]
 
 
 @pytest.mark.parametrize(

@@ -134,12 +134,37 @@ def test_packages_are_allowed_by_their_list() -> None:
 )
 def test_a_wrong_list_is_an_error_of_the_agents_file(tmp_path: Path, weights: str, problem: str) -> None:
     (tmp_path / "agent.yaml").write_text(f"id: gw-a\nweights: {weights}\n")
-    with pytest.raises(BadFile, match=problem):
+    with pytest.raises(BadFile, match=problem) as caught:
         load_spec(tmp_path / "agent.yaml", AgentConfig)
+    assert "secret" not in str(caught.value)
 
 
-def test_urls_may_be_listed_before_a_source_can_be_one() -> None:
-    assert AllowedWeights(url=("https://weights.example/site/",)).url == ("https://weights.example/site/",)
+@pytest.mark.parametrize(
+    ("listed", "url", "is_allowed"),
+    [
+        ((), "http://gw-a.lan:8090/sha256/ab", False),
+        (("http://gw-a.lan:8090/",), "http://gw-a.lan:8090/sha256/ab", True),
+        (("http://GW-A.lan:8090/",), "http://gw-a.lan:8090/sha256/ab", True),
+        (("http://gw-a.lan:8090/sha256",), "http://gw-a.lan:8090/sha256/ab", True),
+        (("http://gw-a.lan:8090/sha256/ab",), "http://gw-a.lan:8090/sha256/ab", True),
+        (("http://gw-a.lan:8090/sha",), "http://gw-a.lan:8090/sha256/ab", False),
+        (("http://gw-a.lan:8090/",), "http://gw-a.lan/sha256/ab", False),
+        (("http://gw-a.lan:8090/",), "http://gw-a.lan:80901/sha256/ab", False),
+        (("http://gw-a.lan/",), "http://gw-a.lan.evil.example/sha256/ab", False),
+        (("http://gw-a.lan/",), "https://gw-a.lan/sha256/ab", False),
+        (("https://gw-a.lan/",), "http://gw-a.lan/sha256/ab", False),
+        (("https://gw-a.lan/a/", "https://gw-b.lan/"), "https://gw-b.lan/x", True),
+    ],
+)
+def test_a_url_is_allowed_by_its_beginning(listed: tuple[str, ...], url: str, is_allowed: bool) -> None:  # noqa: FBT001
+    rules = AllowedWeights(url=listed)
+    if is_allowed:
+        rules.check_url(url)
+        return
+    with pytest.raises(ModuleRefused, match="is not allowed on this device") as caught:
+        rules.check_url(url)
+    line = str(caught.value).partition("write weights: {url: [")[2].partition("]}")[0]
+    AllowedWeights(url=tuple(line.split(", "))).check_url(url)
 
 
 def test_a_repository_in_the_models_directory_needs_no_rule_and_no_revision(models: Path) -> None:

@@ -32,9 +32,27 @@ def test_the_pocket_tasks_share_their_encoders() -> None:
     assert keys[1] == keys[2]  # and the text encoder and the head
 
 
+@pytest.mark.parametrize(
+    ("embeds", "ranks"),
+    [(f"pocket/embed-{kind}", "pocket/zero-shot") for kind in ("image", "text")]
+    + [
+        (f"hub/embed-{kind}-{model}", f"hub/retrieval-{model}")
+        for kind in ("image", "text")
+        for model in ("clip-b16", "clip-b32", "siglip-b16")
+    ],
+)
+def test_an_embedding_takes_no_module_that_ranking_texts_has_not(embeds: str, ranks: str) -> None:
+    embedding, ranking = load_task(embeds), load_task(ranks)
+    assert {module.key for module in embedding.modules.values()} <= {each.key for each in ranking.modules.values()}
+    for name, node in embedding.nodes.items():
+        assert ranking.nodes[name] == node, "the same use on the same values: it is computed once"
+
+
 def test_an_unknown_name_is_told_the_known_ones() -> None:
-    with pytest.raises(BadFile, match=r"pocket/clasify: .*one of: .*pocket/classify, .*pocket/vqa, pocket/zero-shot"):
+    with pytest.raises(BadFile, match=r"pocket/clasify: .*did you mean pocket/classify\?"):
         load_task("pocket/clasify")
+    with pytest.raises(BadFile, match=r"weather: .*pocket/classify, .*pocket/vqa, pocket/zero-shot"):
+        load_task("weather")
     with pytest.raises(KeyError):
         catalog.path("../pyproject")
 

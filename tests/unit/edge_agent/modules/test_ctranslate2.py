@@ -127,7 +127,7 @@ def test_a_file_that_is_not_this_network_is_refused_by_name(
     ("update", "sentence"),
     [
         ({"dtype": "float16"}, "computes in float32, not float16: set dtype to float32"),
-        ({"memory_bytes": 1000}, "have 32839680 bytes and the spec says 1000: correct memory_bytes"),
+        ({"memory_bytes": 1000}, "have 31.3 MiB and the spec says 1,000 bytes: correct memory_bytes to 32839680,"),
         ({"source": SPEECH["whisper-tiny.en/decoder"].source}, "takes its weights from a source with part: encoder"),
     ],
 )

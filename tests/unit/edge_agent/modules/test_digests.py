@@ -11,6 +11,7 @@ import structlog
 from safetensors.torch import load_file, save_file
 
 from broker.protocol.errors import ModuleRefused
+from broker.protocol.messages import FirstLoad
 from broker.protocol.specs import ModuleSpec, Source
 from edge_agent import modules
 from edge_agent.modules.weights import digests, hub
@@ -47,7 +48,7 @@ def test_the_first_digest_is_recorded_and_told_and_another_one_is_refused_with_b
     record_in(Recorded(file))  # the agent restarts
     with pytest.raises(DigestDiffers, match=f"have the digest {NEW}, and at their first load here they had {OLD}") as e:
         digests.check(spec(), lambda: NEW)
-    assert f"write digest: {NEW} into the task file, or remove the line of {KEY!r} from {file}" in str(e.value)
+    assert f"write digest: {NEW} into the task file; else restore the old ones ({file} has" in str(e.value)
     digests.check(spec(), lambda: OLD)
 
 
@@ -57,6 +58,31 @@ def test_a_removed_line_lets_the_next_load_count_as_the_first(file: Path) -> Non
     record_in(Recorded(file))
     digests.check(spec(), lambda: NEW)
     assert json.loads(file.read_text())["digests"] == {KEY: NEW}
+
+
+def test_the_digest_of_the_sites_first_load_counts_before_that_of_this_device(file: Path) -> None:
+    first = FirstLoad(digest=NEW, devices=("gw-c",))
+    with digests.comparing_with(first) as compared, pytest.raises(DigestDiffers) as e:
+        digests.check(spec(), lambda: OLD)
+    assert str(e.value).startswith(f"the weights of hub:org/name#vision have the digest {OLD} here, and gw-c first ")
+    assert f"write digest: {OLD} into the task file" in str(e.value)
+    assert compared.found == OLD, "the orchestrator hears what was found"
+    assert not file.exists(), "weights that are refused are no first load"
+    with digests.comparing_with(first) as compared:
+        digests.check(spec(), lambda: NEW)
+        digests.check(spec(digest=OLD), lambda: OLD)
+    assert compared.found == NEW
+    digests.check(spec(digest=OLD), lambda: OLD)
+
+
+def test_another_preparation_of_a_file_of_ones_own_is_a_source_of_its_own() -> None:
+    picture = {"family": "onnx.classifier", "source": Source(hub="local/x", part="classifier")}
+    names = {
+        module("m", **picture | {"labels": labels}).recorded_as  # type: ignore[arg-type]
+        for labels in (("a", "b"), ("b", "a"), None)
+    }
+    assert len(names) == 3
+    assert "onnx.classifier hub:local/x#classifier float32" in names
 
 
 def test_each_revision_part_dtype_and_family_has_its_own_record(file: Path) -> None:

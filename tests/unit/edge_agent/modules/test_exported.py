@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, load_model, numpy_helper
 
 from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed
 from edge_agent.device.calibration import Calibration, Loaded
@@ -25,11 +26,16 @@ from tests.onnx_models import (
     KEY,
     WIDTH,
     arrays,
+    calling,
     hidden_in_a_branch,
     hidden_in_a_function,
     hidden_in_a_sparse_weight,
     hidden_in_an_attribute,
+    looping,
+    looping_in_a_branch,
+    looping_in_a_function,
     model,
+    scanning,
     spec,
     with_data_at,
     write_export,
@@ -134,7 +140,9 @@ def test_weights_in_a_file_beside_are_read_when_export_json_names_it(models: Pat
     data = np.full((WIDTH,), 5.0, np.float32).tobytes()
     directory = write_export(models, with_data_at("weights.bin"))
     (directory / "weights.bin").write_bytes(data)
-    assert "takes data from the file 'weights.bin', and no other file may hold data of it" in refused()
+    found = refused()
+    assert "takes data from the file 'weights.bin', and no other file may hold data of it" in found
+    assert found.endswith("save the data in the ONNX file itself, or in a file beside it that export.json names")
     write_export(
         models, with_data_at("weights.bin"), files={"weights.bin": exports.sha256_of(directory / "weights.bin")}
     )
@@ -184,6 +192,64 @@ def test_a_function_that_the_file_defines_itself_may_be_of_any_domain(models: Pa
     assert scaled() == [2.0, 4.0, 6.0]
 
 
+@pytest.mark.parametrize("make", [looping, scanning, looping_in_a_branch, looping_in_a_function])
+def test_what_runs_a_graph_many_times_is_refused_wherever_it_is(models: Path, make: Callable[[], ModelProto]) -> None:
+    write_export(models, make())
+    name = "Scan" if make is scanning else "Loop"
+    assert f"has the operator {name!r}, which may run a graph without end" in refused()
+
+
+def test_a_branch_without_a_loop_may_be_there(models: Path) -> None:
+    made = hidden_in_a_branch()
+    for attribute in made.graph.node[0].attribute:
+        attribute.g.initializer[0].CopyFrom(model().graph.initializer[0])
+    write_export(models, made)
+    assert scaled() == [2.0, 4.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [calling(40, 2), calling(3, 2, itself=True), calling(3, 2, itself=True, domain="ai.onnx"), calling(100, 1)],
+    ids=["very-often", "itself", "onnx-itself", "very-deep"],
+)
+def test_functions_that_become_very_many_nodes_are_refused(models: Path, made: ModelProto) -> None:
+    write_export(models, made)
+    assert "more than 1000000 nodes" in refused()
+
+
+def test_functions_that_call_each_other_a_few_times_are_run(models: Path) -> None:
+    write_export(models, calling(3, 2))
+    assert scaled() == [2.0**8, 2.0**9, 3 * 2.0**8]
+
+
+@pytest.mark.parametrize(("numbers", "folded"), [(1000, True), (2**28, False)])
+def test_what_onnx_runtime_computes_at_load_is_bounded(
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    numbers: int,
+    folded: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["zeros"]),
+        helper.make_node("ReduceMax", ["zeros"], ["most"], keepdims=0),
+        helper.make_node("Add", ["features", "most"], ["scaled"]),
+    ]
+    made = model(nodes)
+    made.graph.initializer.append(numpy_helper.from_array(np.array([numbers]), "shape"))
+    path = write_export(models, made) / "main.onnx"
+    real = onnxruntime.InferenceSession
+
+    def kept(path: str, options: Any, **more: Any) -> Any:
+        options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+        return real(path, options, **more)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", kept)
+    onnx_file.open_session(path)
+    operators = {node.op_type for node in load_model(tmp_path / "optimised.onnx").graph.node}
+    assert ("ConstantOfShape" not in operators) == folded
+
+
 def deep() -> bytes:
     content = b""
     for _ in range(200):  # graphs in attributes of nodes
@@ -230,14 +296,17 @@ def test_a_file_of_very_many_fields_ends_early(models: Path, monkeypatch: pytest
         model(opsets={"": 99}),
         model([helper.make_node("NoSuchOperator", ["features"], ["scaled"])]),
         model([helper.make_node("Mul", ["features", "nobody"], ["scaled"])]),
+        model(outputs=["nobody"]),
+        model(version=99),
     ],
-    ids=["opset", "operator", "graph"],
+    ids=["opset", "operator", "graph", "output", "version"],
 )
 def test_what_onnx_runtime_lacks_is_told_in_one_line(models: Path, made: ModelProto) -> None:
     write_export(models, made)
     found = refused()
     assert "main.onnx can't be loaded by ONNX Runtime" in found
     assert "or update onnxruntime" in found
+    assert ".cc:" not in found, "places of its own code"
 
 
 def two_uses(models: Path, other: ModelProto | None = None) -> Path:
@@ -321,6 +390,7 @@ def test_a_file_that_was_replaced_after_the_load_is_not_opened(models: Path, ses
             "has the shape (any, 3), and export.json says (any, 4)",
         ),
         ({"outputs": ["probs"]}, "gives scaled, and export.json says probs: correct outputs"),
+        ({"optional": ["other"]}, "takes features, and export.json says that other is optional: correct optional"),
         (
             {"steps": arrays({"features": [1, 4]})},
             "the input features has the shape (any, 3), and the preparation gives (1, 4): correct the steps",
@@ -351,6 +421,19 @@ def test_an_export_that_does_not_fit_is_refused_with_its_file_and_field(
     else:
         assert exports.sizes(models) == {}
         assert "has none of this module" in refused()
+
+
+def test_a_list_in_place_of_an_array_is_refused_where_a_use_gives_it(models: Path) -> None:
+    nodes = [
+        helper.make_node("Mul", ["features", "weight"], ["scaled"]),
+        helper.make_node("SequenceConstruct", ["scaled"], ["all"]),
+    ]
+    made = model(nodes)
+    made.graph.output.append(helper.make_tensor_sequence_value_info("all", TensorProto.FLOAT, None))
+    write_export(models, made)
+    assert scaled() == [2.0, 4.0, 6.0]
+    write_export(models, made, outputs=["scaled", "all"])
+    assert "main.onnx: the output all is seq(tensor(float)), and a module gives tensor(bool), " in refused()
 
 
 def onnx_file_bytes() -> int:

@@ -153,12 +153,43 @@ def test_a_configuration_that_does_not_match_is_refused_with_the_file(own: Path,
     assert "config.json" in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x00" * 7, b"not weights at all", b"\xff" * 64, None])
+@pytest.mark.parametrize("content", [b"", b"\x00" * 7, b"not weights\x00at all", b"\xff" * 64, None])
 def test_a_damaged_file_of_weights_is_refused(own: Path, content: bytes | None) -> None:
     whole = (own / "model.safetensors").read_bytes()
     (own / "model.safetensors").write_bytes(whole[: len(whole) // 2] if content is None else content)
     with pytest.raises(ModuleRefused, match=r"model.safetensors is not a complete safetensors file .*: fetch it again"):
         modules.load(clip_spec())
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 605157884\n", "run `git lfs pull`"),
+        ("\n<!DOCTYPE html>\n<html><body>404</body></html>", "is an HTML page, .*: download the file itself"),
+        ("Entry not found", "is a text file, no safetensors file"),
+    ],
+)
+def test_a_file_that_only_stands_for_weights_is_called_what_it_is(own: Path, content: str, told: str) -> None:
+    (own / "model.safetensors").write_text(content)
+    with pytest.raises(ModuleRefused, match=rf"model\.safetensors {told}|model\.safetensors is a .*{told}"):
+        modules.load(clip_spec())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model."])
+def test_a_wrappers_prefix_before_all_names_is_named_with_what_to_do(own: Path, prefix: str) -> None:
+    names = load_file(own / "model.safetensors")
+    save_file({prefix + name: tensor for name, tensor in names.items()}, own / "model.safetensors")
+    with pytest.raises(ModuleRefused, match=rf"all its tensors begin with {prefix}: save .*, or rename the tensors"):
+        modules.load(clip_spec())
+
+
+def test_variants_and_left_behind_files_beside_the_weights_are_passed_over(own: Path) -> None:
+    """The hub's own loaders take ``model.safetensors``, too; a Mac leaves ``._model.safetensors``."""
+    (own / "model.fp16.safetensors").write_bytes((own / "model.safetensors").read_bytes())
+    (own / "._model.safetensors").write_bytes(b"\x00\x05\x16\x07")
+    config = own / "config.json"
+    config.write_text(config.read_text(), encoding="utf-8-sig")
+    assert modules.load(clip_spec())
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '"x"', "\x00"])
@@ -252,7 +283,7 @@ def test_a_file_that_the_index_names_and_nobody_has_is_named(own: Path) -> None:
 def test_a_spec_that_understates_its_memory_or_contradicts_the_digest_is_refused(models: Path) -> None:
     assert models
     exact = sum(tensor.nbytes for tensor in load_file(models / NAME / "model.safetensors").values())
-    with pytest.raises(ModuleRefused, match=r"have \d+ bytes and the spec says 1000: correct memory_bytes"):
+    with pytest.raises(ModuleRefused, match=r"have \S+ KiB and the spec says 1,000 bytes: correct memory_bytes to"):
         modules.load(clip_spec(memory_bytes=1000))
     assert modules.load(clip_spec(memory_bytes=exact, digest=digest()))
     with pytest.raises(ModuleRefused, match=rf"have the digest {digest()}, the spec says sha256:0{{64}}: correct"):
@@ -380,7 +411,7 @@ def test_an_agent_reports_a_bad_checkpoint_and_goes_on(own: Path) -> None:
     assert (held.state, held.memory_bytes) == ("failed", 0)
     assert held.error is not None
     assert held.error.startswith("clip/vision: ")
-    assert "model.safetensors is not a complete safetensors file" in held.error
+    assert "model.safetensors is a text file, no safetensors file" in held.error
 
 
 def test_counts_from_the_configuration_are_those_of_the_weights(own: Path, models: Path) -> None:

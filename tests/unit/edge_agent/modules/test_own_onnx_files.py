@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from structlog.testing import capture_logs
 
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleSpec
@@ -16,7 +18,9 @@ from edge_agent.modules import SCORES, load
 from edge_agent.modules.families.onnx import probabilities
 from edge_agent.modules.inputs import sample_inputs
 from edge_agent.modules.weights import hub
+from edge_agent.modules.weights.digests import DigestDiffers, Recorded, record_in
 from edge_agent.runtime.runner import Runner
+from tests.onnx_models import TOKENIZER
 
 PICTURE = {"picture": {"size": [8, 8]}}
 CLASSES = 3
@@ -30,7 +34,9 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return found
 
 
-def write(directory: Path, shape: list[Any], nodes: list[Any], width: int, kind: int = TensorProto.FLOAT) -> None:
+def write(
+    directory: Path, shape: list[Any] | None, nodes: list[Any], width: int, kind: int = TensorProto.FLOAT
+) -> None:
     """A file that takes ``x`` and gives ``y``, with a matrix ``w`` of this width."""
     numbers = np.random.default_rng(0).standard_normal((width, CLASSES)).astype(np.float32)
     takes, gives = helper.make_tensor_value_info("x", kind, shape), helper.make_empty_tensor_value_info("y")
@@ -74,7 +80,7 @@ def test_a_classifier_names_the_likeliest_label(directory: Path) -> None:
 
 def test_a_classifier_without_prepare_takes_an_encoders_features(directory: Path) -> None:
     of_features(directory)
-    (directory / "names.txt").write_text("a\nb\nc\n")
+    (directory / "names.txt").write_text("a\nb\u2028or more\nc\n", encoding="utf-8")  # three lines
     made = Runner().run(
         load(spec("classifier", labels="names.txt")), [{"features": np.array([[1, 2, 3, 4]], np.float32)}]
     )
@@ -103,6 +109,38 @@ def test_what_the_task_says_belongs_to_the_identity(directory: Path) -> None:
         load(spec("encoder", **other, digest=digest))
 
 
+def test_what_the_task_says_may_be_corrected_and_the_file_may_not_change(directory: Path, tmp_path: Path) -> None:
+    of_pictures(directory)
+    (directory / "names.txt").write_text("a\nb\nc\n")
+    record_in(Recorded(tmp_path / "gw-a.weights.json"))
+    try:
+        corrected: tuple[dict[str, Any], ...] = (
+            {"labels": ["a", "b", "d"]},
+            {"prepare": {"picture": {"size": [8, 8], "resample": "box"}}},
+            {"labels": "names.txt"},
+        )
+        told = []
+        for fields in ({}, *corrected):
+            with capture_logs() as logs:
+                load(spec("classifier", **CLASSIFIER | fields))
+            told += [(log["event"], log["digest"]) for log in logs if "digest" in log]
+        assert [event for event, _ in told] == ["weights_trusted_at_first_load", *["weights_known"] * 3]
+        assert len({digest for _, digest in told}) == 4, "each has its own identity, which the log says"
+        (directory / "names.txt").write_text("a\nb\ncorrected\n")
+        load(spec("classifier", **CLASSIFIER | {"labels": "names.txt"}))
+        with pytest.raises(DigestDiffers, match=r"spec says sha256:b+ \(it covers prepare and labels"):
+            load(spec("classifier", **CLASSIFIER, digest=f"sha256:{'b' * 64}"))
+        file = directory / "model.onnx"
+        changed = onnx.load(file)
+        changed.producer_name = "another"
+        onnx.save(changed, str(file))
+        for fields in ({}, *corrected):
+            with pytest.raises(DigestDiffers, match=r"the model\.onnx of hub:local/mine#classifier have the digest"):
+                load(spec("classifier", **CLASSIFIER | fields))
+    finally:
+        record_in(None)
+
+
 @pytest.mark.parametrize(
     ("part", "fields", "told"),
     [
@@ -115,7 +153,7 @@ def test_what_the_task_says_belongs_to_the_identity(directory: Path) -> None:
         ("classifier", {"prepare": PICTURE}, "needs labels in the task file"),
         ("classifier", {"prepare": PICTURE, "labels": ["a"]}, "gives 3 numbers, and labels names 1: correct labels"),
         ("classifier", {"prepare": PICTURE, "labels": "no.txt"}, r"has no no\.txt"),
-        ("encoder", {"prepare": PICTURE, "memory_bytes": 10}, "bytes and the spec says 10: correct memory_bytes"),
+        ("encoder", {"prepare": PICTURE, "memory_bytes": 10}, "and the spec says 10 bytes: correct memory_bytes to"),
         ("encoder", {"prepare": PICTURE, "dtype": "int8"}, "set dtype to float32"),
         ("encoder", {"prepare": {"text": {"longest": 8}}}, r"has no tokenizer\.json"),
         ("classifier", {"labels": ["a", "b", "c"]}, "write prepare"),
@@ -136,6 +174,106 @@ def test_a_file_that_gives_no_rows_or_is_no_onnx_file_is_refused(directory: Path
     (directory / "model.onnx").write_bytes(b"no model")
     with pytest.raises(ModuleRefused, match="is not an ONNX file"):
         load(spec("encoder", prepare=PICTURE))
+
+
+FLAT = [helper.make_node("Flatten", ["x"], ["row"]), helper.make_node("MatMul", ["row", "w"], ["y"])]
+LISTED = [
+    *FLAT[:1],
+    helper.make_node("MatMul", ["row", "w"], ["z"]),
+    helper.make_node("SequenceConstruct", ["z"], ["y"]),
+]
+ROOT = [*FLAT[:1], helper.make_node("MatMul", ["row", "w"], ["z"]), helper.make_node("Sqrt", ["z"], ["y"])]
+TOKENS = [helper.make_node("Cast", ["x"], ["row"], to=TensorProto.FLOAT), FLAT[1]]
+WHOLE = [helper.make_node("Flatten", ["x"], ["row"], axis=0), FLAT[1]]
+SHAPE: list[Any] = ["n", 3, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("shape", "nodes", "prepare", "told"),
+    [
+        (SHAPE, LISTED, PICTURE, r"the output y is seq\(tensor\(float\)\), and a module gives tensor\(bool\)"),
+        (None, FLAT, PICTURE, "doesn't say the shape of its input x: export it with that shape"),
+        ([3, 8, 8], WHOLE, PICTURE, r"its input x is float32 \(3, 8, 8\), and prepare gives float32 \(1, 3, 8, 8\)"),
+        (
+            ["n", "c", "h", "w"],
+            FLAT,
+            {"picture": {"size": [9, 9]}},
+            r"a sample input \(.*\): correct prepare in the task",
+        ),
+        (SHAPE, ROOT, PICTURE, "gives numbers that aren't finite on a usual input: correct prepare"),
+        (
+            ["n", 192],
+            FLAT,
+            {"text": {"longest": 8}},
+            "takes x, and texts give ids, .*: export it with these names only",
+        ),
+    ],
+    ids=["list", "no-shape", "rank", "inner-shape", "not-finite", "names"],
+)
+def test_a_file_that_a_preparation_or_an_answer_cannot_fit_is_refused_with_the_fix(
+    directory: Path, shape: list[Any] | None, nodes: list[Any], prepare: dict[str, Any], told: str
+) -> None:
+    write(directory, shape, nodes, 192)
+    (directory / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+    for refused in (spec("encoder", prepare=prepare), spec("classifier", prepare=prepare, labels=["a", "b", "c"])):
+        with pytest.raises(ModuleRefused, match=told) as caught:
+            load(refused)
+        assert str(caught.value).startswith(f"{directory / 'model.onnx'}")
+
+
+def test_lengths_that_fit_the_sample_only_by_chance_are_refused(directory: Path) -> None:
+    write(directory, ["n", 3, 8, 14], FLAT, 3 * 8 * 14)
+    wide = {"picture": {"shorter": 8}}
+    with pytest.raises(ModuleRefused, match=r"gives float32 \(1, 3, 8, 10\) of a smaller picture: correct prepare"):
+        load(spec("encoder", prepare=wide))
+    assert load(spec("encoder", prepare={"picture": {"shorter": 8, "crop": [8, 14]}}))
+    (directory / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+    write(directory, ["n", 5], TOKENS, 5, TensorProto.INT64)
+    renamed = onnx.load(directory / "model.onnx")
+    renamed.graph.input[0].name = renamed.graph.node[0].input[0] = "input_ids"
+    onnx.save(renamed, str(directory / "model.onnx"))
+    with pytest.raises(ModuleRefused, match=r"gives int64 \(1, 1\) of one short text: correct prepare"):
+        load(spec("encoder", prepare={"text": {"longest": 5}}))
+    assert load(spec("encoder", prepare={"text": {"longest": 5, "padded": True}}))
+
+
+def test_more_labels_than_an_answer_may_have_are_refused(directory: Path) -> None:
+    of_pictures(directory)
+    (directory / "names.txt").write_text("a\n" * 65_537)
+    with pytest.raises(ModuleRefused, match=r"names\.txt has 65537 labels, at most 65536 are allowed: name another"):
+        load(spec("classifier", prepare=PICTURE, labels="names.txt"))
+
+
+@pytest.mark.parametrize("part", ["encoder", "classifier"])
+def test_a_file_without_an_input_is_refused(directory: Path, part: str) -> None:
+    write(directory, SHAPE, [helper.make_node("Identity", ["w"], ["y"])], 192)
+    made = onnx.load(directory / "model.onnx")
+    del made.graph.input[:]
+    onnx.save(made, str(directory / "model.onnx"))
+    for fields in (CLASSIFIER, {"labels": ["a"]}) if part == "classifier" else ({"prepare": PICTURE},):
+        with pytest.raises(ModuleRefused, match=r"model\.onnx takes no input, .*: export it with an input"):
+            load(spec(part, **fields))
+
+
+def test_numbers_in_another_file_are_refused_with_the_way_to_one_file(directory: Path) -> None:
+    of_pictures(directory)
+    made = onnx.load(directory / "model.onnx")
+    onnx.save(made, str(directory / "model.onnx"), save_as_external_data=True, location="w.data", size_threshold=0)
+    with pytest.raises(
+        ModuleRefused, match=r"takes data from the file 'w\.data'.*\(torch.onnx.export: external_data=F"
+    ):
+        load(spec("encoder", prepare=PICTURE))
+
+
+def test_float16_goes_in_and_float32_comes_out(directory: Path) -> None:
+    write(directory, SHAPE, FLAT, 192, TensorProto.FLOAT16)
+    made = onnx.load(directory / "model.onnx")
+    narrow = numpy_helper.to_array(made.graph.initializer[0]).astype(np.float16)
+    made.graph.initializer[0].CopyFrom(numpy_helper.from_array(narrow, "w"))
+    onnx.save(made, str(directory / "model.onnx"))
+    found = Runner().run(load(spec("encoder", prepare=PICTURE)), [sample_inputs.picture()]).tensors["features"]
+    assert found.dtype == np.float32
+    assert found.shape == (1, CLASSES)
 
 
 def test_only_an_onnx_file_is_described_in_the_task() -> None:

@@ -70,7 +70,7 @@ def test_missing_extra_and_misshapen_tensors_are_refused_by_name(
 
 def test_a_spec_that_understates_its_memory_is_refused(directory: Path) -> None:
     save_file(tensors(), directory / "w.safetensors")
-    with pytest.raises(ModuleRefused, match="have 36 bytes and the spec says 35: correct memory_bytes"):
+    with pytest.raises(ModuleRefused, match="have 36 bytes and the spec says 35 bytes: correct memory_bytes to 36,"):
         packaged_tensors.read(packaged_spec(memory_bytes=35), "all", SHAPES)
 
 

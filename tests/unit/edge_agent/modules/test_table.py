@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +55,19 @@ def test_a_missing_package_is_named_with_the_command_that_brings_it(monkeypatch:
     monkeypatch.delitem(sys.modules, FAMILIES["sentence.encoder"], raising=False)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ModuleRefused, match=r"sentence.encoder needs the Python package tokenizers.*\[pocket\] extra"):
+        load(sentence_spec())
+
+
+def test_a_package_whose_library_is_not_there_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = "libtokens.so.1: cannot open shared object file"
+    (tmp_path / "tokenizers.py").write_text(f'raise ImportError("{text}")', encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, FAMILIES["sentence.encoder"], raising=False)
+    for name in [each for each in sys.modules if each.partition(".")[0] == "tokenizers"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ModuleRefused, match=rf"needs a Python package that is broken here \({text}\): install the \["):
         load(sentence_spec())
 
 

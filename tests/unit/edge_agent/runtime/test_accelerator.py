@@ -85,6 +85,25 @@ def test_a_device_that_fails_to_start_gives_torchs_reason(monkeypatch: pytest.Mo
     assert "Unexpected error from cudaGetDeviceCount()" in refusal("cuda")
 
 
+def test_a_device_that_is_there_and_cannot_compute_gives_the_reason_with_the_agents_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some Card 3000")
+
+    def refuse(*_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError("CUDA error: no kernel image is available\nCompile with TORCH_USE_CUDA_DSA")
+
+    monkeypatch.setattr(torch, "ones", refuse)
+    with pytest.raises(BadFile) as caught:
+        chosen("cuda", "gw-a.yaml")
+    assert str(caught.value).startswith(
+        "gw-a.yaml: accelerator: Some Card 3000 can't be used: CUDA error: no kernel image is available; check that "
+    )
+    assert chosen("auto") is None
+
+
 def test_a_card_takes_batches_and_a_cpu_none_unless_the_file_says_so() -> None:
     assert (made_up("cuda").batch, made_up().batch, CPU_BATCH) == (CUDA_BATCH, 1, 1)
     assert AgentConfig(id="gw-a").batch is None
@@ -112,9 +131,9 @@ def linear() -> Module:
 
 def test_a_module_must_fit_on_the_card_and_while_it_is_read_in_the_machine_too() -> None:
     spec = module_spec("linear", memory_bytes=10**9)
-    with pytest.raises(ModuleRefused, match="1000000000 bytes and Some Card 3000 has only 1000 left"):
+    with pytest.raises(ModuleRefused, match=r"953\.7 MiB and Some Card 3000 has only 1,000 bytes left"):
         calibration(1000, 10**12).load(spec, lambda _: linear())
-    with pytest.raises(ModuleRefused, match="1000000000 bytes and this machine has only 1000 left"):
+    with pytest.raises(ModuleRefused, match=r"953\.7 MiB and this machine has only 1,000 bytes left"):
         calibration(10**12, 1000).load(spec, lambda _: linear())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,37 @@ def test_a_machine_without_any_engine_is_told_both_extras(installed: set[str]) -
     installed.clear()
     with pytest.raises(BadFile, match=r"neither torch nor onnxruntime is installed here; install the \[agent\] extra"):
         engines.chosen("auto")
+
+
+def test_cuda_without_torch_names_the_field_that_asks_for_it(installed: set[str]) -> None:
+    assert engines.chosen("auto", needs_cuda=True) == "torch"
+    installed.remove("torch")
+    with pytest.raises(BadFile) as caught:
+        engines.chosen("auto", "gw-a.yaml", needs_cuda=True)
+    assert str(caught.value) == (
+        "gw-a.yaml: accelerator: cuda needs the Python package torch, which is not installed here; "
+        "install the [agent] extra, or write accelerator: cpu"
+    )
+
+
+@pytest.mark.parametrize(
+    ("engine", "fix"),
+    [
+        ("torch", "install the [agent] extra again, or write engine: onnx"),
+        ("onnx", "install the [onnx] extra again, or write engine: torch"),
+    ],
+)
+@pytest.mark.parametrize("raises", ["ImportError", "OSError", "RuntimeError"])
+def test_an_engine_that_is_installed_and_broken_ends_an_agent_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: engines.AgentEngine, fix: str, raises: str
+) -> None:
+    (tmp_path / "broken.py").write_text(f'raise {raises}("lib.so: no such file\\nmore")', encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(engines, "PACKAGES", {engine: "broken"})
+    with pytest.raises(BadFile) as caught:
+        engines.imported(engine, "gw-a.yaml")
+    problem = "broken is installed here and can't be imported (lib.so: no such file)"
+    assert str(caught.value) == f"gw-a.yaml: engine: {problem}; {fix}"
 
 
 def test_an_agent_with_onnx_never_runs_torch(installed: set[str]) -> None:

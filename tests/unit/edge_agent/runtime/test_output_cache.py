@@ -46,11 +46,19 @@ def test_equal_values_are_equal_work_whatever_their_content_type_and_order_of_ar
     one = work_of(KEY, None, [RawInput(b"x", "image/jpeg"), {"a": floats(1), "b": floats(2)}])
     same = work_of(KEY, None, [RawInput(b"x"), {"b": floats(2), "a": floats(1)}])
     assert one == same
+    assert work_of(KEY, None, [RawInput(b"x", "text/plain; charset=utf-8")]) == work_of(KEY, None, [RawInput(b"x")])
+    assert work_of(KEY, None, [RawInput(b"x", "text/plain; charset=cp1252")]) != work_of(KEY, None, [RawInput(b"x")])
 
 
-def test_no_module_reads_a_content_type_so_it_is_no_part_of_the_work() -> None:
-    for file in Path(modules.__file__).parent.rglob("*.py"):
-        assert not re.search(r"\bcontent_type\b", file.read_text(encoding="utf-8")), file
+def test_modules_read_the_charset_of_a_content_type_only_so_nothing_else_of_it_is_a_part_of_the_work() -> None:
+    reads = {
+        file.name: re.findall(r"\w+\(\w+\.content_type\)|\bcontent_type\b", file.read_text(encoding="utf-8"))
+        for file in Path(modules.__file__).parent.rglob("*.py")
+    }
+    inside = reads.pop("text_file.py")
+    assert inside.count("charset(sent.content_type)") == 1
+    assert set(inside) == {"charset(sent.content_type)", "content_type"}, "the others are those of charset itself"
+    assert not any(reads.values()), reads
 
 
 DIFFERENT: list[tuple[str, str | None, list[Value]]] = [

@@ -91,13 +91,13 @@ def test_two_threads_that_load_one_key_load_it_once(store: Store, loads: Loads) 
 
 def test_a_module_over_the_budget_is_refused_by_name_with_both_numbers(store: Store, loads: Loads) -> None:
     store.load(assigned("a"))
-    with pytest.raises(ModuleRefused, match=r"big needs 200 bytes and 150 of 250 are free: .*raise"):
+    with pytest.raises(ModuleRefused, match=r"big needs 200 bytes and 150 bytes of 250 bytes are free: .*raise"):
         store.load(assigned("big", 200))
     assert len(loads.specs) == 1
     assert store.used_bytes == 100
     failed = store.held()[assigned("big").spec.key]
     assert (failed.state, failed.memory_bytes) == ("failed", 0)
-    assert "150 of 250" in str(failed.error)
+    assert "150 bytes of 250 bytes" in str(failed.error)
 
 
 def test_the_budget_may_be_used_to_its_last_byte(store: Store) -> None:

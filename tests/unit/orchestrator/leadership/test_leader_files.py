@@ -75,10 +75,17 @@ def test_no_file_has_a_password(tmp_path: Path) -> None:
     assert files(tmp_path, broker="mqtt://bob:other@broker:1884").read_orders(0).tasks, "it is the same broker"
 
 
-@pytest.mark.parametrize("other", [{"broker": "mqtt://another"}, {"prefix": "plant/s2m3/v1"}])
-def test_orders_of_another_site_do_not_count(tmp_path: Path, other: dict[str, str]) -> None:
+def test_orders_of_another_site_do_not_count(tmp_path: Path) -> None:
     files(tmp_path).store_orders(some_orders())
-    assert files(tmp_path, **other).read_orders(0) == NO_ORDERS
+    assert files(tmp_path, prefix="plant/s2m3/v1").read_orders(0) == NO_ORDERS
+
+
+@pytest.mark.parametrize("moved", ["mqtt://another:1884", "mqtt://broker:1885", "mqtts://broker:8883"])
+def test_a_site_whose_broker_moved_keeps_its_orders_and_the_log_says_so(tmp_path: Path, moved: str) -> None:
+    files(tmp_path).store_orders(some_orders())
+    with capture_logs() as log:
+        assert files(tmp_path, broker=moved).read_orders(0) == some_orders()
+    assert [(line["event"], line["before"]) for line in log] == [("broker_moved", "mqtt://broker:1884")]
 
 
 @pytest.mark.parametrize(("last_epoch", "counts"), [(6, True), (5, True), (7, False)])

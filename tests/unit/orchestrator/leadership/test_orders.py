@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -73,11 +74,12 @@ def test_a_revision_that_was_cleared_or_is_not_listed_does_not_count() -> None:
     assert not copy.on_event(LEADS, 2.0).orders.revisions
 
 
-def test_revisions_stay_in_a_copy_while_the_spec_is_a_rejected_one() -> None:
+def test_a_rejected_spec_leaves_the_one_before_in_a_copy_with_its_revisions() -> None:
     copy = StandbyCopy(own(0, 1), settle_s=1.0).on_event(LinkUp(1), 0.0)
     copy = copy.on_event(TaskRejected("classify", "its spec is wrong"), 1.5)
     copy = copy.on_event(LEADS.model_copy(update={"change": 2000}), 2.0)
-    assert (dict(copy.orders.tasks), numbers(copy.orders.revisions["classify"])) == ({}, [1, 0])
+    assert copy.orders.specs == {"classify": SPECS[1]}
+    assert numbers(copy.orders.revisions["classify"]) == [1, 0]
     copy = copy.on_event(TaskDeployed(SPECS[2]), 2.5).on_event(LEADS.model_copy(update={"change": 2001}), 3.0)
     assert numbers(copy.orders.revisions["classify"]) == [2, 1, 0]
 
@@ -125,3 +127,22 @@ def test_the_number_holds_also_for_a_will_that_a_standby_hears_before_it_settled
     assert copy.orders.specs == {"classify": CLASSIFY}
     assert change_of(copy.orders, said(8, online=False)) == 1026
     assert change_of(copy.on_event(LinkUp(2), 12.0).on_event(said(9, online=False), 12.0).orders, said(9)) == 0
+
+
+def test_a_copy_knows_which_revision_is_served_while_a_newer_one_is_loaded() -> None:
+    copy = StandbyCopy(own(0, 1), settle_s=1.0).on_event(LinkUp(1), 0.0)
+    for spec in SPECS[:2]:
+        copy = copy.on_event(RevisionReceived("classify", spec.revision, spec), 1.0)
+    newest_first = (SPECS[1].revision, SPECS[0].revision)
+    waits = copy.on_event(RevisionsListed("classify", newest_first, SPECS[0].revision), 1.0)
+    assert waits.on_event(LEADS, 2.0).orders.served == {"classify": SPECS[0]}
+    over = waits.on_event(RevisionsListed("classify", newest_first, SPECS[1].revision), 1.0)
+    assert not over.on_event(LEADS, 2.0).orders.served
+
+
+def test_the_served_revision_stays_among_the_last_ones_however_many_are_deployed() -> None:
+    orders = replace(own(0), served={"classify": SPECS[0]})
+    for spec in SPECS[1:]:
+        orders = record(orders, {"classify": spec}, (), epoch=1, session=None)
+    kept = numbers(orders.revisions["classify"])
+    assert (len(kept), kept[-1]) == (5, 0)

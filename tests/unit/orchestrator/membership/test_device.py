@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from broker.protocol.messages import DeviceProfile, DeviceState, HeldModule
+from broker.protocol.messages import MAX_FENCE, DeviceProfile, DeviceState, HeldModule
 from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
 from orchestrator.events import DeviceStateReceived, HeartbeatReceived, Tick
 from orchestrator.membership.device import MAX_CACHED, MAX_MODULES, WILLS_S, Fitness
@@ -85,6 +85,18 @@ def test_a_heartbeat_of_another_session_or_an_older_one_changes_nothing() -> Non
     known = on_event(alive(), gw_heartbeat(5), 0.5)
     for late in (gw_heartbeat(6, session=2), gw_heartbeat(5), gw_heartbeat(4)):
         assert on_event(known, late, 0.6) == known
+
+
+def test_a_device_whose_last_number_another_client_made_up_is_back_two_heartbeats_after_its_silence() -> None:
+    captured = on_event(alive(), gw_heartbeat(MAX_FENCE), 0.5)
+    assert on_event(captured, gw_heartbeat(2), 1.0) == captured
+    dead = on_event(captured, Tick(), 4.0)
+    once = on_event(dead, gw_heartbeat(5), 4.5)
+    assert not once.devices["gw"].alive
+    assert not on_event(once, gw_heartbeat(5), 4.6).devices["gw"].alive, "a repeated heartbeat proves nothing"
+    assert not on_event(once, gw_heartbeat(4), 4.6).devices["gw"].alive, "nor does one before it"
+    back = on_event(once, gw_heartbeat(6), 5.5).devices["gw"]
+    assert (back.alive, back.seq, back.past_sessions) == (True, 6, {})
 
 
 def test_heartbeats_and_deaths_of_unknown_devices_change_nothing() -> None:
@@ -350,6 +362,29 @@ def test_measured_seconds_stand_in_the_devices_spec() -> None:
     held = HeldModule(module="m", state="ready", compute_s=0.3)
     fresh = HeldModule(module="n", state="ready", compute_s=0.0)
     assert on_event(alive(), gw_heartbeat(2, k=held, f=fresh), 0.1).devices["gw"].spec.compute_s == {"k": 0.3}
+
+
+def test_a_spec_is_made_again_only_when_something_in_it_has_changed() -> None:
+    held = HeldModule(module="m", state="ready", compute_s=0.3)
+    known = on_event(alive(), gw_heartbeat(2, k=held), 0.1)
+    made = known.devices["gw"].spec
+    known = on_event(known, gw_heartbeat(3, k=held), 0.2)
+    assert known.devices["gw"].spec is made
+    known = on_event(known, gw_heartbeat(4, k=held.model_copy(update={"compute_s": 0.4})), 0.3)
+    assert known.devices["gw"].spec.compute_s == {"k": 0.4}
+    known = on_event(known, birth(profile=OTHER), 0.4)
+    known = on_event(known, gw_heartbeat(5, k=held), 0.5)
+    assert known.devices["gw"].spec.memory_bytes == 500
+
+
+def test_an_export_that_needs_more_than_its_birth_said_is_in_the_spec_from_its_first_heartbeat_on() -> None:
+    held = HeldModule(module="m", state="loading")
+    exporting = PROFILE.model_copy(update={"engines": ("onnx",), "exports": {"k": 100}})
+    known = on_event(on_event(listening(), birth(profile=exporting), 0.0), gw_heartbeat(1, k=held), 0.0)
+    assert known.devices["gw"].spec.exports == {"k": 100}
+    ready = held.model_copy(update={"state": "ready", "memory_bytes": 150})
+    known = on_event(known, gw_heartbeat(2, k=ready), 0.1)
+    assert known.devices["gw"].spec.exports == {"k": 150}
 
 
 def test_what_is_kept_of_a_heartbeat_is_bounded_and_what_is_gone_leaves_little_behind() -> None:

@@ -76,6 +76,47 @@ class Fleet:
         return {device.id for device in self.cluster.alive()}
 
 
+# --- how often a device's heartbeats come ---
+
+
+@pytest.mark.parametrize("interval_s", [0.25, 1.0, 10.0, 60.0])
+def test_a_device_is_late_and_dead_by_its_own_heartbeat_interval(interval_s: float) -> None:
+    fleet = Fleet("other")
+    birth = online(1, PROFILE).model_copy(update={"heartbeat_interval_s": interval_s})
+    fleet.feed(DeviceStateReceived("own", birth))
+    fleet.feed(HeartbeatReceived("own", heartbeat(1)))
+    heard_s = fleet.now_s
+    standings: dict[float, str] = {}
+    for intervals in (1.9, 2.0, 3.2, 3.25):
+        fleet.now_s = heard_s + intervals * interval_s
+        fleet.heartbeat("other")
+        fleet.feed(Tick())
+        standings[intervals] = fleet.cluster.devices["own"].health
+    assert standings == {1.9: "well", 2.0: "suspect", 3.2: "suspect", 3.25: "dead"}
+
+
+def test_a_device_that_states_a_longer_interval_in_its_session_gets_it() -> None:
+    fleet = Fleet("a", "b")
+    birth = online(1, PROFILE).model_copy(update={"heartbeat_interval_s": 10.0})
+    fleet.feed(DeviceStateReceived("a", birth))
+    fleet.now_s += 10.0
+    fleet.heartbeat("b")
+    fleet.feed(Tick())
+    assert fleet.alive() == {"a", "b"}
+
+
+def test_a_probation_counts_heartbeats_by_the_devices_own_interval() -> None:
+    fleet = Fleet("a", "b")
+    fleet.die("b")
+    fleet.now_s += 5.0
+    fleet.feed(DeviceStateReceived("b", online(2, PROFILE).model_copy(update={"heartbeat_interval_s": 4.0})))
+    for seq in range(1, 2 * PROBATION_HEARTBEATS):  # every second, which is early
+        fleet.now_s += 1.0
+        fleet.feed(HeartbeatReceived("b", heartbeat(seq, 2)))
+        fleet.heartbeat("a")
+    assert fleet.doubt("b") is not None
+
+
 # --- what others say ---
 
 

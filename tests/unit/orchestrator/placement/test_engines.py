@@ -12,7 +12,7 @@ from broker.protocol.specs import ModuleSpec, Source, TaskSpec, Variant
 from orchestrator.events import TaskDeployed
 from orchestrator.membership import device as one_device
 from tests.builders import chain, module, online, profile
-from tests.unit.orchestrator.placement.test_reconcile import Agent, Site
+from tests.simulated_site import Agent, Site
 
 ABOUT = About(version="1", host="h", machine="m", cpu="c", python="3", engines=("onnxruntime 1.0",))
 ONNX = ("onnx", "ctranslate2")
@@ -58,7 +58,7 @@ def test_the_reason_names_each_device_and_the_engine_or_export_that_it_lacks() -
     site.go_on(3)
     assert site.route("classify").unavailable == (
         "no device can run vision: gw-b: it runs onnx, ctranslate2 and has no export of vision (s2m3 models export "
-        "vision), gw-c: it runs ctranslate2, and vision needs torch; it is placed as soon as one of them can"
+        "vision), gw-c: it runs ctranslate2, and vision needs torch; change one of these, and it is placed"
     )
     join(site, "gw-b", engines=ONNX, exports=EXPORTS)
     site.go_on(3)
@@ -106,7 +106,7 @@ def test_memory_counts_as_that_of_the_variant_that_a_device_runs() -> None:
     site = Site(task(VISION))
     join(site, "onnx", 49, engines=ONNX, exports=EXPORTS)
     site.go_on(3)
-    assert "no device fits vision (50 bytes): onnx lacks 1" in (site.route("classify").unavailable or "")
+    assert "no device fits vision (50 bytes): onnx lacks 1 byte" in (site.route("classify").unavailable or "")
 
 
 def test_an_assignment_has_the_variants_of_all_tasks_for_devices_that_can_read_them() -> None:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
-from broker.protocol.messages import AssignedModule, Heartbeat, HeldModule, Route
+import pytest
+
+from broker.protocol.messages import Heartbeat, HeldModule
 from broker.protocol.specs import TaskSpec
-from broker.transport.port import LinkUp
+from broker.transport.port import SHARED, LinkUp
 from orchestrator.decide import next_deadline_s
 from orchestrator.events import (
     Action,
-    DeviceStateReceived,
     DrainReceived,
-    Event,
     HeartbeatReceived,
-    Note,
     PublishAssignment,
     PublishRoute,
     RetainedRouteReceived,
@@ -24,14 +23,12 @@ from orchestrator.events import (
     Tick,
 )
 from orchestrator.membership.failure_detector import MASS_SILENCE_INTERVALS
+from orchestrator.placement.drain import waits_for
 from orchestrator.placement.planner_input import MOST_BEYOND_BYTES
-from orchestrator.planner.moves import GAIN_S, GAIN_SHARE
-from orchestrator.state import Pace, State, initial
-from tests.builders import all_of, chain, module, offline, online, profile
+from orchestrator.planner.moves import GAIN_S, GAIN_SHARE, LARGE_SHARE, LEAST_GAIN_S
+from tests.builders import all_of, chain, joined, module
 from tests.planned import decide_and_plan
-
-PACE = Pace(calm_s=2.0, review_s=10.0, round_s=60.0)
-
+from tests.simulated_site import PACE, Agent, Site
 
 VISION = module("vision", 60, 2e9)
 TEXT = module("text", 40, 1e9)
@@ -39,115 +36,6 @@ HEAD = module("head", 10, 1e7)
 task = partial(chain, image_bytes=1000)
 CLASSIFY = task("classify", VISION, HEAD)
 CAPTION = task("caption", VISION, TEXT)
-
-
-@dataclass
-class Agent:
-    """A device's real state; it obeys when it sends a heartbeat."""
-
-    session: int = 1
-    seq: int = 0
-    loaded: set[str] = field(default_factory=set)
-    loads: int = 0
-    up: bool = True
-    slow: bool = False  # it never gets a module ready
-    refuses: dict[str, str] = field(default_factory=dict)
-    compute_s: dict[str, float] = field(default_factory=dict)
-    memory_bytes: dict[str, int] = field(default_factory=dict)
-    cached: dict[str, float] = field(default_factory=dict)
-    suspects: dict[str, float] = field(default_factory=dict)  # seconds since a call to it timed out
-
-
-class Site:
-    """An orchestrator with a clock, and agents that do what agents do."""
-
-    def __init__(self, *tasks: TaskSpec, speed: float = 10e9, **memory_bytes: int) -> None:
-        self.state: State = initial(epoch=1, heartbeat_interval_s=1.0, settle_s=1.5, pace=PACE)
-        self.now_s = 0.0
-        self.agents: dict[str, Agent] = {}
-        self.notes: list[Note] = []
-        self.feed(LinkUp(1))
-        for device, size in memory_bytes.items():
-            self.join(device, size, speed)
-        for spec in tasks:
-            self.feed(TaskDeployed(spec))
-
-    def feed(self, event: Event) -> list[Action]:
-        self.state, actions = decide_and_plan(self.state, event, self.now_s)
-        self.notes += all_of(actions, Note)
-        return actions
-
-    def join(
-        self, device: str, memory_bytes: int, speed: float, agent: Agent | None = None, **birth_fields: object
-    ) -> list[Action]:
-        known = self.agents.get(device)
-        self.agents[device] = agent or Agent(session=known.session + 1 if known else 1)
-        birth = online(self.agents[device].session, profile(memory_bytes, compute_flops_per_s=speed))
-        birth = birth.model_copy(update=birth_fields)
-        return [*self.feed(DeviceStateReceived(device, birth)), *self.heartbeat(device)]
-
-    def heartbeat(self, device: str) -> list[Action]:
-        """Obey the assignment and report."""
-        agent, said = self.agents[device], self.state.assignments.get(device)
-        wanted = {told.spec.key: told for told in said.modules} if said else {}
-        now = {key for key in wanted if key not in agent.refuses and (key in agent.loaded or not agent.slow)}
-        agent.loads += len(now - agent.loaded)
-        agent.loaded, agent.seq = now, agent.seq + 1
-        held = {key: self._held(agent, told) for key, told in wanted.items()}
-        heartbeat = Heartbeat(
-            session=agent.session,
-            seq=agent.seq,
-            epoch=said.epoch if said else 0,
-            generation=said.generation if said else 0,
-            modules=held,
-            cached=agent.cached,
-            suspects=agent.suspects,
-        )
-        return self.feed(HeartbeatReceived(device, heartbeat))
-
-    def _held(self, agent: Agent, told: AssignedModule) -> HeldModule:
-        key = told.spec.key
-        if key in agent.refuses:
-            return HeldModule(module=told.module, state="failed", error=agent.refuses[key])
-        if key not in agent.loaded:
-            return HeldModule(module=told.module, state="loading", memory_bytes=told.spec.memory_bytes)
-        return HeldModule(
-            module=told.module,
-            state="ready",
-            memory_bytes=agent.memory_bytes.get(key, told.spec.memory_bytes),
-            compute_s=agent.compute_s.get(key),
-        )
-
-    def go_on(self, seconds: float) -> list[Action]:
-        """Time passes, and all devices send a heartbeat every second."""
-        actions = []
-        for _ in range(round(seconds)):
-            self.now_s += 1.0
-            actions += self.feed(Tick())
-            for device, agent in self.agents.items():
-                actions += self.heartbeat(device) if agent.up else []
-        return actions
-
-    def kill(self, device: str) -> list[Action]:
-        self.agents[device].up = False
-        return self.feed(DeviceStateReceived(device, offline(self.agents[device].session)))
-
-    def roles(self) -> dict[str, dict[str, list[str]]]:
-        """As assigned: role -> module -> devices."""
-        found: dict[str, dict[str, list[str]]] = {"active": {}, "standby": {}}
-        for device, said in sorted(self.state.assignments.items()):
-            for told in said.modules:
-                found[told.role].setdefault(told.module, []).append(device)
-        return found
-
-    def route(self, name: str) -> Route:
-        return self.state.routes[name]
-
-    def able(self, name: str, node: str) -> list[str]:
-        return [device.device for device in self.route(name).nodes[f"n-{node}"].devices]
-
-    def told(self, event: str) -> list[Note]:
-        return [note for note in self.notes if note.event == event]
 
 
 def calm(*tasks: TaskSpec, **memory_bytes: int) -> Site:
@@ -158,6 +46,21 @@ def calm(*tasks: TaskSpec, **memory_bytes: int) -> Site:
 
 
 # --- standbys and replicas ---
+
+
+def test_one_of_two_replicas_is_the_front_door_at_a_broker_without_shared_subscriptions() -> None:
+    busy = CLASSIFY.model_copy(update={"weight": 20.0})
+    assert set(calm(busy, a=100, b=100).route("classify").front_door) == {"a", "b"}
+    site = Site(a=100, b=100)
+    site.feed(LinkUp(2, lacks=frozenset({SHARED})))
+    site.feed(TaskDeployed(busy))
+    site.go_on(8)
+    assert len(site.able("classify", "vision")) == 2
+    (door,) = site.route("classify").front_door
+    site.agents[door].up = False
+    site.go_on(8)
+    assert {door, *site.route("classify").front_door} == {"a", "b"}
+    assert site.route("classify").complete
 
 
 def test_leftover_memory_holds_a_standby_of_each_module_and_no_route_names_it() -> None:
@@ -404,13 +307,28 @@ def test_a_source_that_dies_while_its_module_moves_is_replaced_by_the_copy_under
 
 
 def test_nothing_moves_for_gains_below_the_thresholds() -> None:
-    for share, seconds in ((GAIN_SHARE * 0.8, 1.0), (0.9, GAIN_S * 0.9)):  # of a long task too little; of a short one
+    # Of a long task, of one of less than 80 ms, and of one of a few milliseconds: too little.
+    short_s = GAIN_S / LARGE_SHARE
+    for share, seconds in ((GAIN_SHARE * 0.8, 1.0), (LARGE_SHARE * 0.9, short_s), (0.9, LEAST_GAIN_S * 0.9)):
         site = calm(task("classify", VISION, HEAD, weight=0.5), a=100)
         site.agents["a"].compute_s |= {VISION.key: seconds, HEAD.key: 1e-6}
         site.join("b", 100, 2e9 / (seconds * (1 - share)))
         site.go_on(5 * PACE.review_s)
         assert site.roles()["active"]["vision"] == ["a"]
         assert site.told("moves_planned") == []
+
+
+def test_a_second_device_of_equal_speed_gets_one_of_two_encoders_that_take_milliseconds() -> None:
+    encoders = [module("twelve", flops=1.2e8), module("twenty", flops=2e8)]
+    site = calm(joined("match", encoders, module("last", flops=1e5), image_bytes=1000), a=100)
+    site.join("b", 100, 10e9)
+    site.go_on(3 * PACE.review_s)
+    homes = site.roles()["active"]
+    assert homes["twelve"] != homes["twenty"]
+    assert len(site.told("moves_made")) == 1
+    site.agents["a"].compute_s |= {encoder.key: 1.2 * encoder.flops / 10e9 for encoder in encoders}
+    site.go_on(10 * PACE.review_s)
+    assert len(site.told("moves_made")) == 1, "it stays, though one of them is busier for a while"
 
 
 def test_there_is_a_pause_between_rounds_of_moves() -> None:
@@ -592,6 +510,58 @@ def test_a_drain_whose_copies_never_get_ready_starts_again_in_the_same_turn_and_
     site.agents["b"].slow = False
     served_without_a_gap(site, 2, "classify")
     assert site.able("classify", "vision") == ["b"]
+
+
+def test_a_drained_device_moves_to_one_on_probation_where_nothing_else_is_there() -> None:
+    site = calm(CLASSIFY, a=100, b=100)
+    site.kill("b")
+    site.join("b", 100, 10e9)
+    site.agents["b"].slow = True
+    assert site.state.cluster.devices["b"].flaps.heartbeats_owed
+    site.feed(DrainReceived("a", drain=True))
+    served_without_a_gap(site, 1, "classify")
+    assert waits_for(site.state, "a") == "b, which is on probation, loads vision, head"
+    site.agents["b"].slow = False
+    served_without_a_gap(site, 1, "classify")
+    assert site.state.cluster.devices["b"].flaps.heartbeats_owed, "it didn't wait for the end of it"
+    assert site.able("classify", "vision") == ["b"]
+    assert waits_for(site.state, "a") == "it unloads what it holds"
+    site.go_on(1)
+    assert waits_for(site.state, "a") is None
+
+
+def test_a_drained_device_prefers_a_fit_device_to_one_on_probation() -> None:
+    site = calm(CLASSIFY, a=100, b=100)
+    site.kill("b")
+    site.join("b", 100, 20e9)
+    site.join("c", 100, 1e9)
+    site.feed(DrainReceived("a", drain=True))
+    served_without_a_gap(site, 2, "classify")
+    assert site.able("classify", "vision") == ["c"]
+
+
+def test_a_drained_device_never_moves_to_one_to_which_calls_time_out() -> None:
+    site = calm(CLASSIFY, a=100, b=100, c=5, d=5)
+    for accuser in ("c", "d"):
+        site.agents[accuser].suspects = {"b": 0.0}
+        site.heartbeat(accuser)
+    assert site.state.cluster.devices["b"].unresponsive
+    site.feed(DrainReceived("a", drain=True))
+    served_without_a_gap(site, 3, "classify")
+    assert site.able("classify", "vision") == ["a"]
+    assert "calls to it time out" in str(site.state.assignments["a"].stays)
+
+
+@pytest.mark.parametrize("drained", [True, False])
+def test_the_end_of_a_drained_device_is_no_failure(drained: bool) -> None:  # noqa: FBT001 - pytest passes names
+    site = calm(CLASSIFY, a=100, b=100)
+    site.feed(DrainReceived("a", drain=drained))
+    site.go_on(2)
+    site.kill("a")
+    site.go_on(2)
+    site.join("a", 100, 10e9)
+    site.feed(DrainReceived("a", drain=False))
+    assert (site.state.cluster.devices["a"].doubt is None) == drained
 
 
 def test_two_drains_at_once_end_with_both_empty() -> None:
@@ -880,3 +850,16 @@ def test_a_standby_that_comes_after_another_devices_move_changes_no_route_either
     routes, assignments = published(site.go_on(6))
     assert site.roles()["standby"] == {"text": ["a"]}
     assert (routes, assignments) == ([], ["a"])
+
+
+def test_a_device_with_a_longer_heartbeat_interval_than_the_orchestrators_loads_its_modules_once() -> None:
+    site = Site(CLASSIFY)
+    site.join("a", 100, 10e9, heartbeat_interval_s=10.0)
+    site.agents["a"].up = False  # it sends its heartbeats below
+    for _ in range(6):
+        site.go_on(10)
+        site.heartbeat("a")
+    assert site.agents["a"].loads == len(CLASSIFY.modules)
+    assert site.route("classify").complete
+    (told,) = site.told("heartbeat_interval_differs")
+    assert told.fields == {"device": "a", "own_s": 10.0, "expected_s": 1.0, "counts": "own_s"}

@@ -1,4 +1,4 @@
-"""Routes: who may run what, the front door, and what can't pass the broker."""
+"""Routes: who may run what, and the front door."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from dataclasses import replace
 from functools import partial
 
 from broker.protocol.messages import HeldModule
-from broker.protocol.specs import InputSpec, ModuleSpec, NodeSpec, TaskSpec
+from broker.protocol.specs import InputSpec, ModuleSpec
 from orchestrator.membership.device import Device
 from orchestrator.placement.routes import (
-    HEADER_ROOM_BYTES,
+    backup_coordinators,
     build_route,
     front_door_node,
     same_route,
-    why_too_large,
 )
 from tests import builders
 from tests.builders import profile
@@ -22,17 +21,7 @@ PROFILE = profile(1000, latency_s=0.002)
 FENCE = (3, 7)  # epoch and generation
 module = partial(builders.module, flops=2e9)
 VISION, TEXT, HEAD = module("vision"), module("text"), module("head")
-TASK = TaskSpec(
-    task="zero-shot",
-    inputs={"image": InputSpec(kind="image", bytes=150_000), "text": InputSpec(kind="text", bytes=200)},
-    nodes={
-        "head": NodeSpec(module="head", needs=("read", "see")),
-        "read": NodeSpec(module="text", needs=("text",)),
-        "see": NodeSpec(module="vision", needs=("image",)),
-    },
-    output="head",
-    modules={"vision": VISION, "text": TEXT, "head": HEAD},
-)
+TASK = builders.read_and_see(VISION, TEXT, HEAD)
 WHERE = {VISION.key: ("a",), TEXT.key: ("b",), HEAD.key: ("a",)}
 
 
@@ -102,28 +91,23 @@ def test_the_front_door_is_the_node_with_the_largest_raw_input() -> None:
     assert front_door_node(TASK) == "see"
 
 
+def test_where_a_broker_shares_no_messages_one_device_is_the_front_door_and_stays_it() -> None:
+    where, devices = {**WHERE, VISION.key: ("a", "b")}, {"a": holder("a", VISION, HEAD), "b": holder("b", VISION, TEXT)}
+    assert build_route(TASK, FENCE, where, devices).front_door == ("a", "b")
+    alone = build_route(TASK, FENCE, where, devices, one_door=True)
+    assert alone.front_door == ("a",)
+    assert [device.device for device in alone.nodes["see"].devices] == ["a", "b"], "both still run the node"
+    assert build_route(TASK, FENCE, where, devices, ("b",), one_door=True).front_door == ("b",)
+    gone = build_route(TASK, FENCE, {**where, VISION.key: ("a",)}, devices, ("b",), one_door=True)
+    assert gone.front_door == ("a",)
+
+
 def test_of_equal_raw_inputs_the_smaller_node_name_is_the_front_door() -> None:
     inputs = {"image": InputSpec(kind="image", bytes=200), "text": InputSpec(kind="text", bytes=200)}
     assert front_door_node(TASK.model_copy(update={"inputs": inputs})) == "read"
 
 
-def test_a_task_whose_inputs_or_outputs_pass_the_broker_exactly_is_not_refused() -> None:
-    largest = TASK.inputs["image"].bytes + TASK.inputs["text"].bytes + HEADER_ROOM_BYTES
-    assert why_too_large(TASK, largest) is None
-    why = why_too_large(TASK, largest - 1)
-    assert why is not None
-    assert "the inputs together (150200 bytes" in why
-
-
-def test_an_output_that_cannot_pass_the_broker_is_named_with_its_size() -> None:
-    modules = {**TASK.modules, "text": module("text", output_bytes=5_000_000)}
-    why = why_too_large(TASK.model_copy(update={"modules": modules}), 2_000_000)
-    assert why is not None
-    assert "the output of read (5000000 bytes" in why
-    assert "2000000" in why
-
-
-def test_a_float16_wire_halves_what_nodes_send_in_the_route_and_against_the_brokers_limit() -> None:
+def test_a_float16_wire_halves_what_nodes_send_in_the_route() -> None:
     modules = {
         **TASK.modules,
         "text": module("text", output_bytes=5_000_001),
@@ -132,5 +116,19 @@ def test_a_float16_wire_halves_what_nodes_send_in_the_route_and_against_the_brok
     task = TASK.model_copy(update={"modules": modules, "wire": "float16"})
     route = build_route(task, FENCE, {}, {})
     assert (route.wire, route.nodes["read"].output_bytes) == ("float16", 2_500_001)
-    assert "the output of head (3000000 bytes" in str(why_too_large(task, 2_900_000)), "the answer isn't rounded"
-    assert why_too_large(task, 3_000_000 + HEADER_ROOM_BYTES) is None
+
+
+def test_an_agent_of_the_first_version_is_no_front_door_of_a_task_with_defaults() -> None:
+    text = TASK.inputs["text"].model_copy(update={"default": ("a cat", "a dog")})
+    task = TASK.model_copy(update={"inputs": TASK.inputs | {"text": text}, "redundancy": 2})
+    where = WHERE | {VISION.key: ("a", "b")}
+    old = {"a": holder("a", VISION, HEAD), "b": holder("b", TEXT, VISION)}
+    assert build_route(TASK, FENCE, where, old).front_door == ("a", "b")
+    assert build_route(task, FENCE, where, old).front_door == ()
+    mixed = old | {"b": replace(old["b"], ignores_unknown=True)}
+    route = build_route(task, FENCE, where, mixed)
+    assert (route.front_door, route.inputs["text"].default) == (("b",), ("a cat", "a dog"))
+    assert [each.device for each in route.nodes["see"].devices] == ["a", "b"]
+    assert backup_coordinators(task, ("b",), mixed, ()) == ()
+    without = old | {"c": replace(holder("c"), ignores_unknown=True)}
+    assert build_route(task, FENCE, where, without).front_door == ("c",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -11,7 +12,7 @@ from broker.cost_model import OUTSIDE, objective_s
 from broker.protocol.errors import NoDeviceFits
 from orchestrator.planner.copies import copy_key
 from orchestrator.planner.exact import exact
-from orchestrator.planner.explain import explain
+from orchestrator.planner.explain import explain, reason
 from orchestrator.planner.placement import place, place_most, refined
 from tests.builders import chain, device, graph, module
 
@@ -57,6 +58,18 @@ def test_equal_devices_are_taken_in_order_of_their_names() -> None:
     placement = place([device("b", 1000), device("a", 1000)], [chain("t", VISION)])
     assert placement.where == {VISION.key: "a"}
     assert explain(placement, VISION.key).rejected == {"b": "as fast, but later in the alphabet"}
+
+
+@pytest.mark.parametrize(("devices", "more"), [(5, ""), (6, "; and 1 more"), (300, "; and 295 more")])
+def test_a_modules_reason_compares_four_other_devices_and_counts_the_rest(
+    monkeypatch: pytest.MonkeyPatch, devices: int, more: str
+) -> None:
+    placement = place([device(f"d-{number:03}", 1000) for number in range(devices)], [chain("t", VISION)])
+    compared = Mock(return_value="slow")
+    monkeypatch.setattr("orchestrator.planner.explain._slower", compared)
+    others = "; ".join(f"d-{number:03}: slow" for number in range(1, 5))
+    assert reason(placement, VISION.key) == f"adds 3.01 s, the least; {others}{more}"
+    assert compared.call_count == 4
 
 
 def test_what_is_kept_stays_though_a_faster_device_is_there() -> None:
@@ -155,7 +168,7 @@ def test_modules_move_when_a_task_would_not_fit_otherwise() -> None:
 
 def test_a_refusal_by_a_large_fleet_names_the_nearest_devices_and_keeps_all_of_them() -> None:
     with pytest.raises(
-        NoDeviceFits, match=r"d00 lacks 10, .*d07 lacks 17, and 32 more lack as much or more"
+        NoDeviceFits, match=r"d00 lacks 10 bytes, .*d07 lacks 17 bytes, and 32 more lack as much or more"
     ) as refusal:
         place([device(f"d{number:02}", 50 - number) for number in range(40)], [chain("t", VISION)])
     assert len(refusal.value.short_bytes) == 40

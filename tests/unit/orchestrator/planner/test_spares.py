@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.cost_model import compute_s
+from broker.cost_model import compute_s, memory_bytes
 from broker.protocol.errors import NoDeviceFits
+from broker.protocol.specs import DeviceSpec, ModuleSpec
 from orchestrator.planner.placement import place
 from orchestrator.planner.spares import NO_SPARES, UTILISATION, Spares, blast_radius, spares
 from tests import builders
@@ -112,6 +113,23 @@ def test_only_named_devices_get_a_copy_when_they_are_named() -> None:
     chosen = spares(fleet, [task("one", VISION)], {VISION.key: "a"}, only={VISION.key: {"c"}})
     assert chosen.standby == {VISION.key: ("c",)}
     assert spares(fleet, [task("one", VISION)], {VISION.key: "a"}, only={}) == NO_SPARES
+
+
+@pytest.mark.parametrize("weight", [0.1, 1000.0])
+def test_where_devices_are_named_no_other_one_is_asked(monkeypatch: pytest.MonkeyPatch, weight: float) -> None:
+    """A standby that takes over waits for this choice: with 3,000 devices each question to all of them counts."""
+    asked: set[str] = set()
+
+    def count(module: ModuleSpec, on: DeviceSpec) -> int:
+        asked.add(on.id)
+        return memory_bytes(module, on)
+
+    monkeypatch.setattr("orchestrator.planner.spares.memory_bytes", count)
+    fleet = [device("a", 100), *(device(f"b-{number}", 100) for number in range(50))]
+    one = task("one", VISION).model_copy(update={"weight": weight})
+    chosen = spares(fleet, [one], {VISION.key: "a"}, only={VISION.key: {"a", "b-7"}})
+    assert chosen.of(VISION.key) == ("b-7",)
+    assert asked == {"a", "b-7"}
 
 
 sizes = st.sampled_from([10, 40, 60, 100])

@@ -140,6 +140,8 @@ def folders(top: Path) -> None:
     jpeg(top / "tabby_cat" / "1.jpeg")
     jpeg(top / "dog" / "1.jpg")
     write(top / ".hidden" / "file", "")
+    write(top / "__MACOSX" / "dog" / "._1.jpg", "")
+    write(top / "dog" / "._1.jpg", "")
 
 
 WRITERS: dict[str, Callable[[Path], None]] = {
@@ -235,6 +237,16 @@ def test_captioned_records_have_all_their_captions(tmp_path: Path) -> None:
     assert tuple(record.captions for record in read(dataset)) == dataset.texts
     assert sample("coco-captions", tmp_path / "coco").texts == (("a cat", "one cat"), ("a dog",))
     assert sample("captions", tmp_path / "own").texts == (("a dog", "one dog"), ("a cat",))
+
+
+def test_a_line_separator_inside_a_caption_ends_no_line_of_json(tmp_path: Path) -> None:
+    sample("captions", tmp_path)
+    lines = [
+        {"image": "b.jpg", "captions": ["a house\u2028by the sea"]},
+        {"image": "sub/a.jpg", "captions": ["a\x85cat"]},
+    ]
+    write(tmp_path / "captions.jsonl", "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
+    assert open_data(tmp_path, "captions").texts == (("a house by the sea",), ("a cat",))
 
 
 def test_questions_have_all_answers(tmp_path: Path) -> None:

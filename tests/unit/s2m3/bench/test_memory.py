@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from s2m3.bench.memory.measure import Process
 from s2m3.bench.memory.processes import Memory, memory_of
 from s2m3.bench.requests import requests
 from s2m3.catalogue import load_task
+from s2m3.cli.bench.memory import fits_gateway
 from s2m3.cli.main import main
 from s2m3.testbed.site import SiteFailed
 from tests.patience import run_python
@@ -236,6 +238,17 @@ def test_totals_add_every_process_and_only_one_figure_subtracts_empty_ones() -> 
     assert found["uss_above_empty_saved_percent"] == round(100 * (1 - 80 / 240), 2)
 
 
+def test_agents_of_another_engine_than_the_empty_process_are_not_compared_with_it() -> None:
+    found: Any = measure.totals({"device-1": process(80, "a")}, {"one": process(200, "one")}, None)
+    assert found["saved_percent"]["uss_bytes"] == 60.0
+    assert found["uss_above_empty_bytes"] is found["uss_above_empty_saved_percent"] is None
+
+
+def test_a_gateway_of_1_gib_is_compared_with_the_peak() -> None:
+    assert fits_gateway(2**30 - 512 * 2**20) == "a gateway of 1 GiB has 512 MiB left"
+    assert fits_gateway(2**30) == "a gateway of 1 GiB is too small"
+
+
 @pytest.mark.parametrize(
     ("occupied", "agents", "largest_share"),
     [([118, 90, 54], 3, 118), ([240, 90, 54], 3, 240), ([118, 90, 54], 1, 262), ([100, 100, 100, 100], 2, 200)],
@@ -249,8 +262,17 @@ def test_agents_have_room_for_what_modules_occupy_on_this_processor(
 
 
 def test_a_process_that_can_not_load_its_model_is_reported_with_its_last_words(tmp_path: Path) -> None:
-    name = "pocket/vision"  # an encoder alone, which answers nothing
-    with pytest.raises(SiteFailed, match=rf"process of {name} ended before imported: .*no whole model is known"):
+    both = load_task("pocket/zero-shot").model_dump(mode="json", exclude_none=True)
+    both |= {
+        "nodes": {name: both["nodes"][name] for name in ("image-encoder", "text-encoder")},
+        "output": "text-encoder",
+    }
+    file = tmp_path / "both.json"
+    file.write_text(json.dumps(both))
+    name = str(file)  # two encoders side by side, of which nobody publishes a whole model
+    with pytest.raises(
+        SiteFailed, match=rf"process of {re.escape(name)} ended before imported: .*no whole model is known"
+    ):
         measure.measure_unsplit({name: load_task(name)}, tmp_path)
 
 

@@ -52,7 +52,7 @@ def test_help_and_version_import_no_service() -> None:
     assert not SLOW & imported
     ours = {name for name in imported if name.split(".")[0] in {"broker", "edge_agent", "orchestrator", "s2m3"}}
     assert ours == {
-        *("broker", "broker.arguments", "broker.protocol", "broker.protocol.errors"),
+        *("broker", "broker.arguments", "broker.protocol", "broker.protocol.errors", "broker.protocol.sizes"),
         *("s2m3", "s2m3.cli", "s2m3.cli.commands", "s2m3.cli.main"),
     }
 
@@ -61,6 +61,7 @@ def test_the_help_of_a_command_imports_no_other_command() -> None:
     _, imported = run("status --help")
     assert {name for name in imported if name.startswith("s2m3.cli.")} == {
         *("s2m3.cli.arguments", "s2m3.cli.commands", "s2m3.cli.main", "s2m3.cli.output", "s2m3.cli.status"),
+        *("s2m3.cli.sites", "s2m3.cli.status_sources"),
     }
 
 
@@ -68,3 +69,10 @@ def test_the_list_of_models_is_read_without_torch() -> None:
     printed, imported = run("models list --json")
     assert len(json.loads(printed["models list --json"])) > 20
     assert not {"torch", "transformers"} & imported
+
+
+@pytest.mark.parametrize(
+    "module", ["s2m3.dashboard.server", "s2m3.http.server", "s2m3.metrics.service", "broker.client"]
+)
+def test_a_process_that_sees_no_arrays_has_no_numpy(module: str) -> None:
+    assert run_python(f"import sys, {module}; print('numpy' in sys.modules)") == "False\n"

@@ -14,8 +14,10 @@ import pytest
 from s2m3.bench import soak
 from s2m3.cli.main import main
 from s2m3.testbed.replay import run
+from s2m3.testbed.replay.library import load_scenario
 from s2m3.testbed.replay.report import Outcome, Recording
 from s2m3.testbed.replay.scenario import Scenario
+from s2m3.testbed.replay.timeline import Injected
 from s2m3.testbed.site import SiteFailed
 
 Answering = Callable[[list[Outcome]], None]
@@ -99,6 +101,11 @@ def test_a_soak_ends_with_1_when_something_was_lost_or_nothing_could_be_judged(
         (["replay", "no-such-scenario"], "is neither in the library nor a file"),
         (["replay", "slow-device", "--plot", "timeline.txt"], "must end in .png, .svg or .pdf"),
         (["replay", "slow-device", "--plot", "no-such-folder/timeline.png"], "is in a folder that does not exist"),
+        (
+            ["replay", "slow-device", "--without", "gw-x"],
+            "--without: gw-x is not a device of the fleet; use one of: gw-a",
+        ),
+        (["replay", "slow-device", "--one-more", "gw-x"], "--one-more: gw-x is not a device of the fleet"),
         (["soak", "--plot", "timeline"], "must end in .png, .svg or .pdf"),
     ],
 )
@@ -108,6 +115,27 @@ def test_what_is_wrong_is_told_before_anything_is_started(
     answering([RIGHT])
     assert main(arguments) == 2
     assert problem in capsys.readouterr().err
+
+
+def test_what_if_a_device_dies_or_joins_is_a_fault_of_each_scenario_and_is_told_in_words(
+    answering: Answering, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answering([RIGHT])
+    played: list[Scenario] = []
+
+    def play(scenario: Scenario, _: object) -> Recording:
+        played.append(scenario)
+        faults = [Injected(0.5, "kill", "gw-b")]
+        return Recording(scenario.name, scenario.seed, 0.0, 1.0, [RIGHT], faults, [], 0)
+
+    monkeypatch.setattr(run, "play", play)
+    assert main(["replay", "slow-device", "hung-device", "--without", "gw-b", "--one-more", "gw-c"]) in {0, 1}
+    for name, scenario in zip(("slow-device", "hung-device"), played, strict=True):
+        own = load_scenario(name)
+        assert scenario.faults[: len(own.faults)] == own.faults
+        added = scenario.faults[len(own.faults) :]
+        assert [(fault.kind, fault.target) for fault in added] == [("kill", "gw-b"), ("join", "gw-c-2")]
+    assert "at 0.50 s, kill gw-b: It served no task: it held nothing; nobody had noticed" in capsys.readouterr().out
 
 
 def test_a_running_broker_is_reached_with_the_whole_connection_and_its_password_is_not_printed(

@@ -7,7 +7,8 @@ from pydantic import JsonValue
 
 from broker.client import Response
 from broker.protocol.messages import Result
-from s2m3.testbed.demo import Engine, is_equal
+from s2m3.cli.main import main
+from s2m3.testbed.engines import Engine, is_equal
 
 WANTED: dict[str, JsonValue] = {"label": "a cat", "score": 0.5, "ranked": [{"label": "a cat", "score": 0.5}]}
 
@@ -40,3 +41,10 @@ def test_an_error_equals_no_answer() -> None:
     )
     assert not is_equal("onnx", response, WANTED)
     assert not is_equal("torch", response, WANTED)
+
+
+def test_a_page_needs_a_site_that_stays(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--dashboard"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "--dashboard: would end with the demo; add --keep" in told

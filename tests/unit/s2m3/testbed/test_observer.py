@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from broker.protocol.codec import encode
-from broker.protocol.messages import Heartbeat
-from broker.protocol.topics import DEVICE_HEARTBEAT, TASK_ROUTE
+from broker.protocol.messages import MAX_EPOCH_JUMP, Heartbeat, OrchestratorState, Route
+from broker.protocol.topics import DEVICE_HEARTBEAT, ORCHESTRATOR_STATE, TASK_ROUTE
 from broker.transport.connection import Connection
 from broker.transport.port import Delivery
-from s2m3.testbed import observer
+from s2m3.testbed import observer, room
 from s2m3.testbed.observer import Observer
 from tests.builders import encoder_route, heartbeat
 
@@ -69,6 +69,34 @@ def test_stale_messages_are_no_evidence(seen: Observer) -> None:
     assert seen.routes == {"t": new}
 
 
+def test_a_plan_of_the_leaders_term_replaces_one_of_a_term_that_nobody_leads(seen: Observer) -> None:
+    true, lie = (
+        encoder_route("t", (device,), epoch=epoch, generation=1) for device, epoch in (("gw-a", 2), ("x", 1002))
+    )
+
+    def hear(*messages: Route | OrchestratorState) -> Route:
+        for said in messages:
+            of_task = isinstance(said, Route)
+            place = TASK_ROUTE.at(seen.prefix, task="t") if of_task else ORCHESTRATOR_STATE.at(seen.prefix)
+            seen._put(Delivery(place, encode(said)))
+        seen.look()
+        return seen.routes["t"]
+
+    leader = OrchestratorState(epoch=2, online=True, session=1)
+    assert hear(true, lie, true) == lie, "the term may have begun, and its leader be heard later"
+    assert hear(leader) == lie
+    assert hear(true) == true
+    assert hear(lie, leader.model_copy(update={"epoch": 1002})) == lie
+    assert hear(true) == lie, "a late one of the term before"
+
+
+def test_the_plans_of_a_leader_that_a_lie_drove_beyond_a_million_terms_are_shown(seen: Observer) -> None:
+    far = encoder_route("t", ("gw-a",), epoch=MAX_EPOCH_JUMP + 1, generation=1)
+    seen._put(Delivery(TASK_ROUTE.at(seen.prefix, task="t"), encode(far)))
+    seen.look()
+    assert seen.routes == {"t": far}
+
+
 def test_the_oldest_sightings_are_dropped_in_the_end(seen: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(observer, "SIGHTINGS", 10)
     for seq in range(100):
@@ -82,8 +110,8 @@ def test_the_oldest_sightings_are_dropped_in_the_end(seen: Observer, monkeypatch
 def test_what_is_kept_of_a_hostile_site_is_bounded_and_told(seen: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
     own = encoder_route("own", ("gw-a",))
     size_bytes = len(encode(own))
-    monkeypatch.setattr(observer, "MESSAGES", 10)
-    monkeypatch.setattr(observer, "MESSAGES_BYTES", 20 * size_bytes)
+    monkeypatch.setattr(room, "MESSAGES", 10)
+    monkeypatch.setattr(room, "MESSAGES_BYTES", 20 * size_bytes)
     for number in range(30):
         route = encoder_route(f"t-{number}", ("gw-a",))
         seen._put(Delivery(TASK_ROUTE.at(seen.prefix, task=route.task), encode(route)))

@@ -277,7 +277,8 @@ def test_hostile_messages_are_drawn_by_a_seed_and_are_of_every_sort() -> None:
 
 
 def test_the_load_asks_the_tasks_in_turn_and_every_request_before_any_again() -> None:
-    requests = requests_for(["pocket/classify", "pocket/vqa"])
+    scenario = load_scenario("slow-device").changed(tasks=["pocket/classify", "pocket/vqa"])
+    requests = requests_for(scenario)
     asked = list(islice(in_order(requests, seed=7), 12))
     assert [request.task for request in asked] == ["classify", "vqa"] * 6
     assert set(asked[0:8:2]) == set(requests["classify"])

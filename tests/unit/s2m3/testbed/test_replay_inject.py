@@ -9,7 +9,11 @@ from typing import Any, cast
 
 import pytest
 
+from broker.protocol.errors import ErrorCode
+from s2m3.catalogue import load_task
+from s2m3.testbed.faulty_agent import DEADLY
 from s2m3.testbed.replay.inject import Injector
+from s2m3.testbed.replay.library import demo_requests
 from s2m3.testbed.replay.scenario import Scenario
 from s2m3.testbed.site import ORCHESTRATOR
 
@@ -31,17 +35,17 @@ class CalledSite:
         return call
 
 
-def injected(site: object, *faults: dict[str, Any]) -> Injector:
+def injected(site: object, *faults: dict[str, Any], fleet: Any = ({"id": "gw-a"},), client: object = None) -> Injector:
     scenario = Scenario.model_validate(
         {
             "name": "some faults",
-            "fleet": [{"id": "gw-a"}],
+            "fleet": fleet,
             "tasks": ["pocket/classify"],
             "load": {"rate_per_s": 1, "duration_s": 10, "deadline_s": 1},
             "faults": list(faults),
         }
     )
-    return Injector(cast("Any", SimpleNamespace(site=site, leader=ORCHESTRATOR, others=())), scenario)
+    return Injector(cast("Any", SimpleNamespace(site=site, leader=ORCHESTRATOR, others=(), client=client)), scenario)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +91,33 @@ def test_a_device_is_switched_off_and_on_again_after_its_time_if_it_has_one(
     assert [(done.kind, done.target, done.for_s) for done in injector.done] == [
         ("switch_off", "gw-a", fault.get("for_s"))
     ]
+
+
+def test_a_deadly_request_is_a_copy_of_one_of_the_load_which_stays_as_it_is(patience_s: float) -> None:
+    sent: list[bytes] = []
+    done = threading.Event()
+
+    def request(_: str, inputs: Any, **__: float) -> Any:
+        sent.append(inputs["image"].data)
+        done.set()
+        return SimpleNamespace(result=SimpleNamespace(error=SimpleNamespace(code=ErrorCode.MODULE_FAILED)))
+
+    injector = injected(SimpleNamespace(), {"at_s": 0, "crash": "classify"}, client=SimpleNamespace(request=request))
+    injector.start(began_s=0.0)
+    assert done.wait(patience_s)
+    injector.stop()
+    (first, *_) = demo_requests(load_task("pocket/classify"))
+    assert sent == [first.inputs["image"].data + DEADLY]
+    assert injector.troubles == []
+
+
+def test_a_device_that_joins_is_started(patience_s: float) -> None:
+    site = CalledSite(1)
+    injector = injected(site, {"at_s": 0, "join": "gw-b"}, fleet=[{"id": "gw-a"}, {"id": "gw-b"}])
+    injector.start(began_s=0.0)
+    assert site.done.wait(patience_s)
+    injector.stop()
+    assert (site.calls, injector.troubles) == (["start_agent gw-b"], [])
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,11 @@ from broker.protocol.messages import (
     Route,
 )
 from broker.protocol.reports import Standing
-from s2m3.testbed.observer import Sighting
 from s2m3.testbed.replay import timeline
 from s2m3.testbed.replay.report import Outcome, Recording, report
 from s2m3.testbed.replay.scenario import Expect
 from s2m3.testbed.replay.timeline import Injected
+from s2m3.testbed.sightings import Sighting
 from tests.builders import encoder_route, heartbeat, module, offline
 
 MODULE = module("m")
@@ -289,6 +289,18 @@ def test_moves_are_modules_newly_active_and_not_those_said_again() -> None:
     )
     assert timeline.moves(rows, 100, 200) == [(111, "gw-b", "m"), (113, "gw-a", "o")]
     assert timeline.moves(rows, 100, 113) == [(111, "gw-b", "m")]
+
+
+def test_a_replica_beside_the_copy_from_before_is_no_move() -> None:
+    rows = seen(
+        (90, "gw-a", assignment("m/x")),
+        (91, "t", served_by("t", "gw-a")),
+        (110, "gw-b", assignment("m/x", generation=2)),
+        (111, "t", served_by("t", "gw-a", "gw-b", generation=2)),
+    )
+    assert timeline.moves(rows, 100, 200) == []
+    moved = (112, "t", served_by("t", "gw-b", generation=3))  # the first device is gone
+    assert timeline.moves([*rows, *seen(moved)], 100, 200) == [(110, "gw-b", "m/x")]
 
 
 def test_a_refusal_is_a_module_that_a_device_newly_lists_as_failed() -> None:

@@ -98,8 +98,8 @@ def test_the_example_is_read_and_its_faults_are_in_order_of_time(tmp_path: Path)
         ({"at_s": 1, "kill": "gw-a", "gently": True}, "faults.0.gently", "means nothing to a fault of kind kill"),
         ({"at_s": 1, "kill": "gw-a", "every_s": 1}, "faults.0", "repeats with every_s and times together"),
         ({"at_s": 1, "kill": "front-door:nope"}, "faults.0.kill", "names the task nope, which is not one"),
-        ({"at_s": 1, "restart": "gw-a"}, "faults.0.restart", "Input should be 'broker' or 'orchestrator'"),
-        ({"at_s": -1, "kill": "gw-a"}, "faults.0.at_s", "greater than or equal to 0"),
+        ({"at_s": 1, "restart": "gw-a"}, "faults.0.restart", "must be broker or orchestrator"),
+        ({"at_s": -1, "kill": "gw-a"}, "faults.0.at_s", "must be at least 0"),
         (
             {"at_s": 1, "kill": "gw-a", "when": {"used": "gw-x"}},
             "faults.0.when.used",
@@ -134,7 +134,7 @@ def test_a_fault_that_cant_be_is_refused_with_its_place(
 ) -> None:
     path = written(tmp_path, changed(faults=[fault]))
     with pytest.raises(BadFile) as refused:
-        load_spec(path, Scenario)
+        load_scenario(str(path))
     assert refused.value.field == place
     assert sentence in refused.value.problem
     assert refused.value.line is not None
@@ -179,7 +179,7 @@ def test_a_short_form_has_the_same_faults_in_less_time(tmp_path: Path) -> None:
     scenario = load_spec(written(tmp_path, EXAMPLE), Scenario)
     short = scenario.shortened()
     assert short.load.duration_s == 8
-    assert short.load.deadline_s == 10
+    assert short.load.deadline_s == 3 * scenario.load.deadline_s == 30  # a busy machine answers late
     assert short.heartbeat_interval_s == 0.5
     assert [fault.kind for fault in short.faults] == [fault.kind for fault in scenario.faults]
     assert [fault.at_s for fault in short.faults] == [fault.at_s * 0.4 for fault in scenario.faults]
@@ -201,8 +201,9 @@ def test_every_fault_of_the_library_that_must_be_noticed_is_judged_by_whether_it
         if any(fault.kind in REPLACED_KINDS for fault in load_scenario(name).faults)
         and not load_scenario(name).expect.replaced
     }
-    # gone for a moment, on probation then; nobody left who could; too short for anybody to notice
-    assert unjudged == {"flapping-device", "capacity-lost-and-regained", "orchestrator-cut-briefly"}
+    # gone for a moment, on probation then; nobody left who could; too short for anybody to notice; about revisions
+    revisions = {"redeploy-and-a-death", "redeploy-broken", "rollback-under-load"}
+    assert unjudged == {"flapping-device", "capacity-lost-and-regained", "orchestrator-cut-briefly"} | revisions
     led_anew = {name for name in scenarios.names() if load_scenario(name).expect.leaders_at_least > 1}
     assert led_anew == {"leader-hung", "leader-killed", "leader-partitioned", "orchestrator-restart"}
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from s2m3.testbed.replay.report import FaultReport, Report
+from s2m3.testbed.replay.requests import Expected
 from s2m3.testbed.replay.scenario import KINDS, Expect, Fault, FleetDevice, Load, Scenario, When
 
 PAGE = (Path(__file__).parents[4] / "s2m3" / "scenarios" / "README.md").read_text(encoding="utf-8")
@@ -35,6 +36,8 @@ def test_each_table_has_its_fields_and_no_other() -> None:
     assert dict(defaults) == said
 
 
-def test_the_example_is_a_scenario() -> None:
-    (example,) = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert Scenario.model_validate(yaml.safe_load(example)).faults
+def test_the_examples_are_a_scenario_one_with_own_tasks_and_expected_answers() -> None:
+    example, own, expected = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL))
+    assert Scenario.model_validate(example).faults
+    assert Scenario.model_validate(example | own).requests
+    assert Expected.model_validate(expected).answers

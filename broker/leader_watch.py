@@ -1,13 +1,13 @@
-"""A standby orchestrator's view of the leader: when it takes over.
+"""A standby's view of the leader, of orchestrators or of another kind of process: when it takes over.
 
-Owns the rule of the takeover. Doesn't know devices, tasks or connections; ``now_s`` comes in. Pure.
+Owns the rule of the takeover. Doesn't know what is led, nor connections; ``now_s`` comes in. Pure.
 
 Invariants:
 - the leader's will, or its goodbye, ends its lead, unless the standby's own link ends in the next moment: then a broker
   that stopped published all wills. Silence ends it only while the standby's own link is up;
 - after a new link the leader also has the time to connect, whatever the broker retained of its old link;
 - a late will of an earlier link of the leader changes nothing, and neither does a message of an earlier epoch;
-- messages that this orchestrator published in a term that is over make no standby wait;
+- messages that this process published in a term that is over make no standby wait;
 - a message whose epoch isn't plausible (``epochs``) changes nothing, unless a leader repeats it.
 """
 
@@ -16,9 +16,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from broker.protocol.messages import OrchestratorState
+from broker.epochs import DoubtedLeader, doubt
+from broker.protocol.messages import LeaderState
 from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
-from orchestrator.leadership.epochs import DoubtedLeader, doubt
 
 LEADER_INTERVAL_S = 1.0  # between the leader's heartbeats, at most
 SILENT_AFTER_INTERVALS = 3.25  # as for devices: three missed, and a quarter for the network's jitter
@@ -28,16 +28,16 @@ READ_RETAINED_S = 0.5  # a broker sends retained messages at once after the subs
 
 @dataclass(frozen=True)
 class LeaderWatch:
-    """A standby orchestrator's knowledge of the leader."""
+    """A standby's knowledge of the leader."""
 
     own: frozenset[int] = frozenset()  # sessions of our links in earlier terms
-    stored: int = 0  # the highest epoch in our own state directory
+    stored: int = 0  # the highest epoch in our own state directory, if we have one
     epoch: int = 0  # the highest heard and accepted
     doubted: DoubtedLeader | None = None  # the last message whose epoch isn't accepted
     doubted_s: float = -math.inf  # when such a message last named a leader: if it leads, it repeats the epoch in time
     leader: tuple[int, int] | None = None  # epoch and session
     ended: tuple[int, int] | None = None  # the last leader whose will or goodbye came
-    free_s: float | None = None  # since when no orchestrator leads, by those messages
+    free_s: float | None = None  # since when nobody leads, by those messages
     up_s: float | None = None  # since when our link is up
     heard_s: float = 0.0  # the leader's last sign of life
 
@@ -53,7 +53,7 @@ def leader_interval_s(heartbeat_interval_s: float) -> float:
 
 
 def on_event(
-    watch: LeaderWatch, event: LinkUp | LinkDown | OrchestratorState, now_s: float, *, retained: bool = False
+    watch: LeaderWatch, event: LinkUp | LinkDown | LeaderState, now_s: float, *, retained: bool = False
 ) -> LeaderWatch:
     """The view after this event; a retained message of the known leader doesn't count as a sign of life."""
     match event:
@@ -61,9 +61,9 @@ def on_event(
             return replace(watch, up_s=now_s)
         case LinkDown():
             return replace(_undo_will(watch, now_s), up_s=None)
-        case OrchestratorState(epoch=epoch) if epoch < watch.epoch:
+        case LeaderState(epoch=epoch) if epoch < watch.epoch:
             return watch
-        case OrchestratorState(online=online):
+        case LeaderState(online=online):
             doubted = doubt(max(watch.stored, watch.epoch), event, watch.doubted)
             watch = replace(watch, doubted=doubted)
             if doubted is not None:
@@ -71,7 +71,7 @@ def on_event(
             return _on_leader(watch, event, now_s, retained=retained)
 
 
-def _on_leader(watch: LeaderWatch, said: OrchestratorState, now_s: float, *, retained: bool) -> LeaderWatch:
+def _on_leader(watch: LeaderWatch, said: LeaderState, now_s: float, *, retained: bool) -> LeaderWatch:
     watch = replace(watch, epoch=said.epoch)
     if said.online and retained and watch.leader == (said.epoch, said.session):
         return watch

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from broker.protocol.messages import MAX_EPOCH_JUMP, MAX_FENCE, OrchestratorState
-from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
-from orchestrator.leadership.epochs import ACCEPTED_AFTER, LARGEST_EPOCH
-from orchestrator.leadership.standby import (
+from broker.epochs import ACCEPTED_AFTER, LARGEST_EPOCH
+from broker.leader_watch import (
     BROKER_ENDS_S,
     LEADER_INTERVAL_S,
     READ_RETAINED_S,
@@ -17,6 +15,8 @@ from orchestrator.leadership.standby import (
     reset_timer,
     take_over_at_s,
 )
+from broker.protocol.messages import MAX_EPOCH_JUMP, MAX_FENCE, OrchestratorState
+from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
 
 SILENCE_S = SILENT_AFTER_INTERVALS * LEADER_INTERVAL_S
 

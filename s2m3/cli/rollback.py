@@ -1,0 +1,49 @@
+"""``s2m3 rollback TASK``: deploy a revision of a task again that was deployed before."""
+
+from __future__ import annotations
+
+import argparse
+
+from broker.protocol.errors import BadFile
+from broker.protocol.reports import TaskStatus
+from broker.protocol.specs import Revision
+from s2m3.cli.arguments import add_connection, connected, seconds
+from s2m3.cli.deploy import KNOWN_S, deploy, known_task
+from s2m3.cli.task_names import task_name
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("task", metavar="TASK")
+    parser.add_argument(
+        "--to",
+        metavar="REVISION",
+        help="one of `s2m3 deploy --history TASK`; default: the one before, or the served one if a newer one waits",
+    )
+    parser.add_argument("--timeout", type=seconds, default=60.0, metavar="S", help="seconds to wait, default 60")
+    add_connection(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Deploy an earlier revision of a task; 0 when it is served."""
+    name = task_name(arguments.task)
+    with connected(arguments) as observer:
+        if observer.is_at_core:
+            problem = "a core has no earlier revisions of its sites' tasks"
+            raise BadFile(file=name, problem=problem, fix="deploy the earlier task file again")
+        task = known_task(observer, name)
+        status = observer.statuses[task]
+        wanted = arguments.to or _before(status)
+        specs = observer.revisions(task, KNOWN_S)
+        if wanted is None or wanted not in specs:
+            known = ", ".join(specs) or "none"
+            problem = "has no revision before" if wanted is None else f"has no revision {wanted}"
+            raise BadFile(file=task, problem=problem, fix=f"its revisions, the newest first: {known}")
+        return deploy(arguments, observer, specs[wanted])
+
+
+def _before(status: TaskStatus) -> Revision | None:
+    """The revision to go back to: the served one if a newer one waits or was refused, else the one deployed before."""
+    if status.candidate is not None and status.revision is not None:
+        return status.revision
+    return status.revisions[1] if len(status.revisions) > 1 else None

@@ -1,0 +1,135 @@
+"""One connection for a client and the sources beside it: an account may have only one.
+
+Owns which event goes to whom. The client's own requests, answers and routes work as over a connection of its own; both
+watch routes, so the client can't unsubscribe one that the sources read, and hears the last one when it subscribes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from broker.protocol.topics import RESULTS, TASK_ROUTE, read
+from broker.transport.connection import Connection
+from broker.transport.port import (
+    MAX_PACKET_BYTES,
+    Delivery,
+    Denied,
+    Inbox,
+    LinkEvent,
+    MakeTransport,
+    Outgoing,
+    Transport,
+    Undelivered,
+    WillFor,
+)
+
+
+class SharedLink:
+    """A connection that ``make`` makes for a ``Client``, and that the sources use, too.
+
+    Args:
+        make_transport: the ordinary one.
+        prefix: of the site's topics.
+        inbox: of the sources.
+        will: of the connection.
+    """
+
+    def __init__(self, make_transport: MakeTransport, prefix: str, inbox: Inbox, will: WillFor) -> None:
+        self._make_transport, self._prefix, self._will = make_transport, prefix, will
+        self._inbox = inbox
+        self._client: Inbox = lambda _: None
+        self._transport: Transport | None = None
+        self._routes: dict[str, Delivery | None] = {}  # by topic: those that the sources read, and the last message
+
+    def make(
+        self,
+        connection: Connection,
+        /,
+        *,
+        client_id: str,
+        inbox: Inbox,
+        will: WillFor | None = None,  # noqa: ARG002 - a client has none
+        max_packet_bytes: int = MAX_PACKET_BYTES,
+        gather_s: float = 0.0,
+        sees_retain: bool = False,
+    ) -> SharedLink:
+        """The ``make_transport`` of the client."""
+        self._client = inbox
+        self._transport = self._make_transport(
+            connection,
+            client_id=client_id,
+            inbox=self._receive,
+            will=self._will,
+            max_packet_bytes=max_packet_bytes,
+            gather_s=gather_s,
+            sees_retain=sees_retain,
+        )
+        return self
+
+    @property
+    def transport(self) -> Transport:
+        """The connection itself."""
+        assert self._transport is not None, "make was not called"  # noqa: S101
+        return self._transport
+
+    def watch_routes(self, topics: set[str]) -> None:
+        """Read these routes, and no others, beside those that the client reads."""
+        new = sorted(topics - self._routes.keys())
+        for topic in self._routes.keys() - topics:
+            del self._routes[topic]  # the client may read it still, and unsubscribes it then
+        self._routes |= dict.fromkeys(new)
+        if new:
+            self.transport.unsubscribe(*new)  # where the client reads it already, its last message must come again
+            self.transport.subscribe(*new)
+
+    # --- what the client uses ---
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection."""
+        return self.transport.connected
+
+    def start(self) -> None:
+        """Begin to connect."""
+        self.transport.start()
+
+    def publish(self, message: Outgoing) -> None:
+        """Hand a message to the broker."""
+        self.transport.publish(message)
+
+    def subscribe(self, *filters: str) -> None:
+        """Add filters; of a route that is read already the last message is delivered again."""
+        self.transport.subscribe(*(each for each in filters if each not in self._routes))
+        for each in filters:
+            if (last := self._routes.get(each)) is not None:
+                self._client(last)
+
+    def unsubscribe(self, *filters: str) -> None:
+        """Remove filters, but for the routes that the sources read."""
+        self.transport.unsubscribe(*(each for each in filters if each not in self._routes))
+
+    def close(self) -> None:
+        """Disconnect."""
+        self.transport.close()
+
+    # --- the network's thread ---
+
+    def _receive(self, event: LinkEvent) -> None:
+        for inbox in self._readers(event):
+            inbox(event)
+
+    def _readers(self, event: LinkEvent) -> tuple[Callable[[LinkEvent], None], ...]:
+        match event:
+            case Undelivered():
+                return (self._client,)
+            case Delivery(topic=topic) | Denied(topic=topic):
+                incoming = read(self._prefix, topic, b"")
+                row = incoming.topic if incoming else None
+                if row is TASK_ROUTE:
+                    if isinstance(event, Delivery) and topic in self._routes:
+                        self._routes[topic] = event
+                    return self._client, self._inbox
+                asks = topic.startswith((f"{self._prefix}/clients/", f"{self._prefix}/tasks/"))
+                return (self._client,) if row is RESULTS or (isinstance(event, Denied) and asks) else (self._inbox,)
+            case _:
+                return self._client, self._inbox
