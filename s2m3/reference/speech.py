@@ -1,9 +1,9 @@
 """Spoken sentences with their texts: for trying the speech tasks, and for tests.
 
-Owns the list and the place: ``catalog/pocket/NAME.wav``, 16 kHz, 16 bits, one channel. They are synthetic speech, made
-once with Debian's flite 2.2 and its voice slt (``apt-get install flite``), each by
+Owns the list and the place: ``catalog/pocket/sounds/NAME.wav``, 16 kHz, 16 bits, one channel. They are synthetic
+speech, made once with Debian's flite 2.2 and its voice slt (``apt-get install flite``), each by
 
-    flite -voice slt -t "SENTENCE" -o edge_agent/catalog/pocket/NAME.wav
+    flite -voice slt -t "SENTENCE" -o edge_agent/catalog/pocket/sounds/NAME.wav
 
 They are easy: one clear voice, no noise. Even so Whisper tiny.en misheard one sentence that was tried for this table,
 "What vehicle is this?" ("What do you call is this?"), which was left out. It doesn't understand espeak-ng's voice. So
@@ -35,4 +35,4 @@ def spoken(name: str) -> RawInput:
     """
     if name not in SENTENCES:
         raise KeyError(name)
-    return RawInput((catalog.DIRECTORY / "pocket" / f"{name}.wav").read_bytes(), "audio/wav")
+    return RawInput((catalog.DIRECTORY / "pocket" / "sounds" / f"{name}.wav").read_bytes(), "audio/wav")

@@ -1,22 +1,24 @@
 """An agent with faults from inside: ``python -m s2m3.testbed.faulty_agent --config FILE``.
 
-Owns four faults that no signal causes from outside. A forward pass that never ends, and a load that makes no progress:
+Owns five faults that no signal causes from outside. A forward pass that never ends, and a load that makes no progress:
 each waits for a file beside the agent's configuration, and the fault takes the file away: it comes once, and an agent
-that restarts is whole again. And what crashes every agent of the site: a request whose input ends with ``DEADLY``, and
-the load of a module whose key stands in the file ``DEADLY_LOADS`` beside the configuration.
+that restarts is whole again. A full disk, for as long as its file is there. And what crashes every agent of the site: a
+request whose input ends with ``DEADLY``, and the load of a module whose key stands in the file ``DEADLY_LOADS`` beside
+the configuration.
 Everything else is the real agent.
 """
 
 from __future__ import annotations
 
 import ctypes
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-InnerFault = Literal["hang", "stall"]
+InnerFault = Literal["hang", "stall", "fill"]
 DEADLY = b"deadly"
 DEADLY_LOADS = "deadly.loads"
 
@@ -37,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _fails(Runner, file_of(config, "hang"))
     _stands_still(Calibration, "load", file_of(config, "stall"), on_thread=".load[")
     _crashes(Calibration, config.with_name(DEADLY_LOADS))
+    let_disk_be_full(file_of(config, "fill"))
     return agent.main(arguments)
 
 
@@ -62,6 +65,17 @@ def _crashes(calibration: type, file: Path) -> None:
         return real(self, spec, *more)
 
     calibration.load = faulty  # type: ignore[attr-defined]
+
+
+def let_disk_be_full(file: Path) -> None:
+    """Let every disk have no free byte, while the file is there."""
+    real: Callable[..., Any] = shutil.disk_usage
+
+    def faulty(path: Any) -> Any:  # noqa: ANN401 - as above
+        usage = real(path)
+        return usage._replace(used=usage.total, free=0) if file.exists() else usage
+
+    shutil.disk_usage = faulty
 
 
 def _fails(runner: type, file: Path) -> None:

@@ -192,8 +192,14 @@ class Site:
         return ended
 
     def fail_inside(self, device: str, fault: InnerFault) -> None:
-        """Let a device's next forward pass never end (hang), or its next load make no progress (stall)."""
+        """Let a device's next forward pass never end (hang), its next load make no progress (stall), or its disk be
+        full (fill).
+        """
         file_of(self._config_file(device), fault).touch()
+
+    def end_inside(self, device: str, fault: InnerFault) -> None:
+        """End a fault inside a device that lasts: a full disk has room again."""
+        file_of(self._config_file(device), fault).unlink(missing_ok=True)
 
     def make_deadly(self, *modules: ModuleKey) -> None:
         """Let the load of these modules crash each agent that tries it."""

@@ -84,7 +84,7 @@ def test_an_agent_with_onnx_serves_real_weights_and_imports_neither_torch_nor_tr
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
     config = AgentConfig(id="gw-a", memory=400 * 2**20, engine="onnx", models=str(models))
     photo = picture("rocket.jpg").raw
-    sound = RawInput((catalog.DIRECTORY / "pocket" / "what-is-taking-off.wav").read_bytes(), "audio/wav")
+    sound = RawInput((catalog.DIRECTORY / "pocket" / "sounds" / "what-is-taking-off.wav").read_bytes(), "audio/wav")
     with TellingSite("mosquitto", [config]) as running:
         running.serve([classify, speech])
         named = running.client.request("classify", {"image": photo})

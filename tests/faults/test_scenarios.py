@@ -36,6 +36,7 @@ LONG = {
     "broker-restart-gently-persistent",
     "deadly-request-supervised",
     "device-joins",  # test_own_site lets one join, too
+    "full-disk",  # a disk without room: contract tests of the agent's loads
     "flapping-device",  # killed-again-after-rejoin, and simulated in test_reconcile
     "hung-pass",
     "leader-hung",

@@ -43,7 +43,7 @@ def sound(seconds: float = SOUND_S) -> RawInput:
     """The catalogue's recordings, repeated up to this length: 16-bit PCM."""
     frames, rate = b"", 0
     for name in SOUNDS:
-        with wave.open(str(catalog.DIRECTORY / "pocket" / name)) as recorded:
+        with wave.open(str(catalog.DIRECTORY / "pocket" / "sounds" / name)) as recorded:
             frames += recorded.readframes(recorded.getnframes())
             rate = recorded.getframerate()
     size = 2 * round(seconds * rate)

@@ -234,6 +234,12 @@ def _stall(seen: _Seen) -> list[str]:
     return ["it had nothing to load, so the fault did not show", _moves(seen)]
 
 
+def _fill(seen: _Seen) -> list[str]:
+    if seen.refused:
+        return [f"it refused {_list(seen.refused)} for want of room on its disk", _moves(seen)]
+    return ["it refused no module while its disk was full", _moves(seen)]
+
+
 def _crash(seen: _Seen) -> list[str]:
     if not seen.ended:
         return ["the deadly request ended no agent"]
@@ -262,6 +268,7 @@ _OTHERS = {
     "hostile": _hostile,
     "squeeze": _squeeze,
     "stall": _stall,
+    "fill": _fill,
     "crash": _crash,
     "deploy": _deploy,
     "rollback": _deploy,

@@ -173,6 +173,9 @@ class Injector:
                 self._squeeze(target, fault)
             case "hang" | "stall":
                 self._stage.site.fail_inside(target, fault.kind)
+            case "fill":
+                self._stage.site.fail_inside(target, fault.kind)
+                self._ends(fault, lambda: self._stage.site.end_inside(target, "fill"))
             case "crash":
                 self._helper(lambda: self._crash(target))
             case "deploy" | "rollback":

@@ -34,7 +34,7 @@ SAME_MOMENT_S = 1.0  # faults so close to each other are one
 Ending = Literal["right", "wrong", "error", "lost"]
 REPLACED_KINDS = timeline.TAKES_AWAY | {"drain"}  # after which another device must serve
 QUIET_KINDS = frozenset(
-    {"start", "join", "hostile", "undrain", "squeeze", "slow", "stall", "crash", "deploy", "rollback"}
+    {"start", "join", "hostile", "undrain", "squeeze", "slow", "stall", "fill", "crash", "deploy", "rollback"}
 )  # no answer has to wait because of these
 
 

@@ -51,12 +51,13 @@ Kind = Literal[
     "squeeze",
     "hang",
     "stall",
+    "fill",
     "crash",
     "deploy",
     "rollback",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-INNER: tuple[Kind, ...] = ("hang", "stall", "crash")  # faults from inside an agent
+INNER: tuple[Kind, ...] = ("hang", "stall", "fill", "crash")  # faults from inside an agent
 ORCHESTRATOR = "orchestrator"
 OF_TASKS: tuple[Kind, ...] = ("crash", "deploy", "rollback")  # their target is a task
 BROKER = "broker"
@@ -81,6 +82,7 @@ _NEEDS: dict[str, set[str]] = {
     "slow": {"for_s", "factor"},
     "hostile": {"messages"},
     "squeeze": {"memory", "for_s"},
+    "fill": {"for_s"},
     "deploy": {"dtype"},
 }
 _MAY: dict[str, set[str]] = {
@@ -126,6 +128,7 @@ class Fault(Spec):
     squeeze: Target | None = None  # its process gets no more than `memory` on top of what it has
     hang: Target | None = None  # the device's next forward pass never ends
     stall: Target | None = None  # its next load makes no progress
+    fill: Target | None = None  # its disk has no room, for downloads and for temporary files
     crash: TaskName | None = None  # a request for this task that crashes each agent that computes it
     deploy: TaskName | None = None  # an operator deploys a revision of this task, with its modules in another dtype
     rollback: TaskName | None = None  # an operator deploys the first revision of this task again

@@ -184,6 +184,9 @@ def test_faults_inside_a_device_say_whether_they_showed() -> None:
         "It was to load m, and that load was not"
     )
     assert explained(stalled).startswith("It had nothing to load, so the fault did not show;")
+    filled = Injected(110.0, "fill", "gw-a", for_s=5.0)
+    assert explained(filled, refused, then=meanwhile).startswith("It refused m for want of room on its disk;")
+    assert explained(filled).startswith("It refused no module while its disk was full;")
     crashed = seen((111, "gw-a", offline()), (112, "gw-b", offline()), (112.1, "gw-b", offline()))
     assert explained(Injected(110.0, "crash", "t"), crashed).startswith(
         "The deadly request ended 2 agents (gw-a, gw-b);"
