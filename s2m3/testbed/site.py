@@ -192,9 +192,7 @@ class Site:
         return ended
 
     def fail_inside(self, device: str, fault: InnerFault) -> None:
-        """Let a device's next forward pass never end (hang), its next load make no progress (stall), or its disk be
-        full (fill).
-        """
+        """Let a device's next pass never end (hang), its next load make no progress (stall), or its disk be full."""
         file_of(self._config_file(device), fault).touch()
 
     def end_inside(self, device: str, fault: InnerFault) -> None:
