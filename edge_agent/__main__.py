@@ -15,9 +15,11 @@ from broker.process import log_to_stderr, stopped_by_signals
 from broker.protocol.errors import BadFile, IdInUse
 from broker.service_manager import ServiceManager
 from broker.transport.connect import check_files
+from broker.transport.connection import Connection
 from edge_agent.config import AgentConfig, connections
 from edge_agent.device.footprint import share_one_heap
 from edge_agent.device.last_start import changes_since
+from edge_agent.device.speed import begin_to_measure
 from edge_agent.end_guard import EndGuard
 from edge_agent.modules.weights.allowed import allow
 from edge_agent.modules.weights.digests import Recorded, record_in
@@ -46,15 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
     share_one_heap()
     manager = ServiceManager(os.environ)
     manager.turn()  # after a hung pass, too: the watchdog goes on over `exec`
-    config = load_spec(arguments.config, AgentConfig)
-    reached = connections(config, *places_of(arguments), file=arguments.config)
-    check_files(reached[0])
-    config.downloads.check_files(arguments.config)
-    if config.models:
-        os.environ[DIRECTORY_VARIABLE] = config.models
-    engine = engines.imported(
-        engines.chosen(config.engine, arguments.config, needs_cuda=config.accelerator == "cuda"), arguments.config
-    )
+    config, reached = _configured(arguments)
+    engine = engines.chosen(config.engine, arguments.config, needs_cuda=config.accelerator == "cuda")
+    speed = begin_to_measure(engine, config.threads, arguments.config)
 
     from edge_agent.device.about import about  # noqa: PLC0415 - after the configuration
     from edge_agent.device.calibration import Calibration  # noqa: PLC0415 - the same
@@ -70,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     accelerator = chosen(config.accelerator, arguments.config) if engine == "torch" else None
     batch = config.batch or (accelerator.batch if accelerator else CPU_BATCH)
     runner = Runner(threads=config.threads, batch=batch, device=accelerator.device if accelerator else "cpu")
-    measured_profile = profile(config, engine=engine, accelerator=accelerator)
+    measured_profile = profile(config, speed(runner.device), engine=engine, accelerator=accelerator)
     offered, cache = with_cache(measured_profile, config.cache, beside=accelerator is not None, file=arguments.config)
     # May be deleted: the measurements are repeated, and the next load of each module is trusted.
     directory = in_home(config.state_dir) if config.state_dir else cache_directory("state_dir")
@@ -113,6 +109,17 @@ def run(arguments: argparse.Namespace) -> int:
             return restart()
     note.remove()
     return 0
+
+
+def _configured(arguments: argparse.Namespace) -> tuple[AgentConfig, tuple[Connection, Connection]]:
+    """The agent's file and its connections, checked, with its models directory in force; raises BadFile."""
+    config = load_spec(arguments.config, AgentConfig)
+    reached = connections(config, *places_of(arguments), file=arguments.config)
+    check_files(reached[0])
+    config.downloads.check_files(arguments.config)
+    if config.models:
+        os.environ[DIRECTORY_VARIABLE] = config.models
+    return config, reached
 
 
 def _load_weights_as(config: AgentConfig, directory: Path) -> None:

@@ -41,7 +41,7 @@ from edge_agent.device.calibration import Calibration
 from edge_agent.device.footprint import resident_bytes
 from edge_agent.device.measurements import Measurements
 from edge_agent.device.pass_note import PassNote
-from edge_agent.device.profile import profile
+from edge_agent.device.profile import compute_flops_per_s, profile
 from edge_agent.modules.weights import model_parts
 from edge_agent.modules.weights.hub import DIRECTORY_VARIABLE
 from edge_agent.runtime.accelerator import Accelerator, chosen
@@ -226,7 +226,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures."""
     on = None if arguments.device == "cpu" else chosen(arguments.device)
     began_s = time.perf_counter()
-    offered = profile(AgentConfig(id="gw-a"), accelerator=on)
+    offered = profile(AgentConfig(id="gw-a"), compute_flops_per_s(device=on.device), accelerator=on)
     name = on.name if on else platform.processor() or platform.machine()
     report: dict[str, Any] = {
         "device": name,

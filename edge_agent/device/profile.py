@@ -40,12 +40,12 @@ TOKENS, WIDTH = 28, 384  # of the feed-forward layer
 
 def profile(
     config: AgentConfig,
-    clock: Callable[[], float] = time.perf_counter,
+    flops_per_s: float,
     *,
     engine: AgentEngine = "torch",
     accelerator: Accelerator | None = None,
 ) -> DeviceProfile:
-    """Measure this device, with the engine of its modules. What the operator states in ``config`` is taken as it is.
+    """Describe this device, with the measured speed of its modules' engine. What the operator states is taken as it is.
 
     Without a stated budget it is the free memory, less the system's reserve and the headroom. With an accelerator both
     memory and speed are the accelerator's. The speed is the share
@@ -54,11 +54,11 @@ def profile(
     Raises:
         BadFile: no budget is stated, and the system doesn't report its free memory.
     """
-    free, device = (accelerator.free_bytes(), accelerator.device) if accelerator else (free_bytes(), "cpu")
+    free = accelerator.free_bytes() if accelerator else free_bytes()
     memory_bytes, bandwidth_bits_per_s, latency_s = config.memory, config.bandwidth_bits_per_s, config.latency_s
     return DeviceProfile(
         memory_bytes=memory_bytes or spare_memory_bytes(free, config.headroom, engine),
-        compute_flops_per_s=compute_flops_per_s(clock, engine=engine, device=device) * config.speed,
+        compute_flops_per_s=flops_per_s * config.speed,
         bandwidth_bits_per_s=ASSUMED_BANDWIDTH_BITS_PER_S if bandwidth_bits_per_s is None else bandwidth_bits_per_s,
         latency_s=ASSUMED_LATENCY_S if latency_s is None else latency_s,
         engines=usable(engine),

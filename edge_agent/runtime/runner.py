@@ -49,7 +49,7 @@ class Runner:
     """
 
     def __init__(self, threads: int | None = None, *, batch: int = 1, device: str = "cpu") -> None:
-        self.batch, self._device = batch, device
+        self.batch, self.device = batch, device
         if threads is not None:
             limit(threads)
 
@@ -66,11 +66,11 @@ class Runner:
     def placed(self, module: Module) -> Module:
         """A module that was just loaded, with its weights on the device of its engine, which no pass has to import."""
         engine(module.engine)
-        if self._device == module.device or module.engine != "torch":
+        if self.device == module.device or module.engine != "torch":
             return module
         from edge_agent.runtime.engines.torch import moved  # noqa: PLC0415 - only for this engine
 
-        return moved(module, self._device)
+        return moved(module, self.device)
 
     def run_all(
         self,

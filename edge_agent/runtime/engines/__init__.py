@@ -91,10 +91,14 @@ def imported(name: AgentEngine, file: str = "agent") -> AgentEngine:
         importlib.import_module(PACKAGES[name])
     except Exception as error:  # an ImportError, an OSError, or whatever a package raises
         problem = f"{PACKAGES[name]} is installed here and can't be imported ({first_line(error)})"
-        other = next(each for each in _EXTRAS if each != name)
-        fix = f"install the [{_EXTRAS[name]}] extra again, or write engine: {other}"
-        raise BadFile(file=file, field="engine", problem=problem, fix=fix) from error
+        raise BadFile(file=file, field="engine", problem=problem, fix=fix_of(name)) from error
     return name
+
+
+def fix_of(name: AgentEngine) -> str:
+    """What a person does about an engine that is installed and doesn't work."""
+    other = next(each for each in _EXTRAS if each != name)
+    return f"install the [{_EXTRAS[name]}] extra again, or write engine: {other}"
 
 
 def usable(preferred: AgentEngine) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.device.about import about
 from edge_agent.device.calibration import Calibration
 from edge_agent.device.measurements import Measurements
-from edge_agent.device.profile import profile
+from edge_agent.device.profile import compute_flops_per_s, profile
 from edge_agent.modules import Module, Output, Pass
 from edge_agent.modules.inputs import steps
 from edge_agent.runtime.accelerator import CUDA, Accelerator, chosen, cuda_problem
@@ -114,7 +114,7 @@ def test_the_memory_of_a_module_is_measured_on_the_card(card: Accelerator) -> No
 
 
 def test_the_card_is_what_a_device_offers(card: Accelerator) -> None:
-    offered = profile(AgentConfig(id="gw-a"), accelerator=card)
+    offered = profile(AgentConfig(id="gw-a"), compute_flops_per_s(device=card.device), accelerator=card)
     total = torch.cuda.get_device_properties(0).total_memory
     assert 0.3 * total < offered.memory_bytes < total
     assert offered.compute_flops_per_s > 1e9
