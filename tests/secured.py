@@ -21,6 +21,8 @@ from typing import Any, Self
 import paho.mqtt.client as paho
 import yaml
 from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from broker.servers import site_setup
 from broker.servers.access import Account
@@ -32,6 +34,7 @@ from tests.patience import PATIENCE_S, until
 
 CONTROL = "$CONTROL/dynamic-security/v1"
 WITNESS = "witness"
+NEVER_EXPIRES = 2**32 - 1  # of a session
 
 
 class SecuredSite:
@@ -133,6 +136,7 @@ class Peer:
         client_id: str | None = None,
         will: tuple[str, str] | None = None,
         certificate: bool = True,
+        keeps_session: bool = False,
     ) -> None:
         folder, keys = site.folder(name), site.keys(name)
         user, password = login or site.login(name)
@@ -148,6 +152,8 @@ class Peer:
         client.tls_set_context(context)
         if will is not None:
             client.will_set(*will, qos=1)
+        self._properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        self._properties.SessionExpiryInterval = NEVER_EXPIRES if keeps_session else 0
         self.refused: str | None = None
         self.lost = threading.Event()
         self._port = site.port
@@ -163,7 +169,7 @@ class Peer:
 
     def __enter__(self) -> Self:
         try:
-            self._client.connect(HOST, self._port, keepalive=30)
+            self._client.connect(HOST, self._port, keepalive=30, clean_start=True, properties=self._properties)
             if isinstance(sock := self._client.socket(), ssl.SSLSocket):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._client.loop_start()

@@ -22,6 +22,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -144,14 +145,17 @@ def add(setup: Setup, account: Account) -> How:
 
 
 def revoke(setup: Setup, name: str) -> How:
-    """Delete an account: its connections end at once. Its folder is removed, and what a site's bridge reported.
+    """Delete an account: its connections and sessions end at once. Its folder is removed, and what a bridge reported.
 
     Raises:
         BadFile: there is no such account.
         TransportError: the running broker didn't carry out the change; nothing changed.
     """
     with _changing(setup) as document:
-        how = _change(setup, document, dynamic_security.deletion(name, tuple(_logins(document, name))))
+        logins = tuple(Login(user, bound) for user, bound in _logins(document, name).items())
+        if dynamic_security.kind_of(document, name) == Role.DEVICE:
+            _renew(setup, document, logins)
+        how = _change(setup, document, dynamic_security.deletion(name, tuple(login.user for login in logins)))
         shutil.rmtree(setup.client_folder(name), ignore_errors=True)
         if how == "running" and dynamic_security.kind_of(document, name) == Role.BRIDGE:
             _say_of_bridge(setup, name, is_gone=True)
@@ -171,7 +175,7 @@ def rotate(setup: Setup, name: str) -> How:
             is_bridge = dynamic_security.kind_of(document, name) == Role.BRIDGE
             site = site_at_core(name) if is_bridge else setup.settings.site
             write_client(setup, building, logins, datetime.now(UTC), site=site)
-            how = _change(setup, document, dynamic_security.new_passwords(logins))
+            how = _renew(setup, document, logins)
             if how == "running" and is_bridge:
                 _say_of_bridge(setup, name)
             return how
@@ -245,6 +249,20 @@ def _change(setup: Setup, document: Document, commands: Sequence[Command]) -> Ho
     dynamic_security.apply(document, commands)
     replace_file(setup.plugin_file, json.dumps(document, indent=1).encode())
     return "stopped"
+
+
+def _renew(setup: Setup, document: Document, logins: Sequence[Login]) -> How:
+    """Change an account's passwords. Its connections end, and the sessions that a device left behind.
+
+    Such a session stays in the share groups of front doors, and each request that the broker picks it for vanishes.
+    """
+    how = _change(setup, document, dynamic_security.new_passwords(logins))
+    if how == "running" and dynamic_security.kind_of(document, logins[0].user) == Role.DEVICE:
+        for login in logins:  # a connection with the client id of a session, and a clean start, ends it
+            own = replace(_admin(setup), user=login.user, password=login.password, password_file=None)
+            with contextlib.suppress(NotConnected, BrokerRefused):
+                write_retained(own, {}, client_id=login.client_id)
+    return how
 
 
 def _admin(setup: Setup) -> Connection:

@@ -30,6 +30,7 @@ ACCOUNTS = (
     Account(Role.DEVICE, "gw-a"),
     Account(Role.SENSOR, "cam-1", ("classify",)),
 )
+REQUESTS = "s2m3/v1/tasks/classify/requests/#"
 REQUEST = "s2m3/v1/tasks/classify/requests/cam-1/1"
 CONTROL_ID, DATA_ID = (client_id("devices", "gw-a", name) for name in ("control", "data"))
 Cli = Callable[..., str]
@@ -154,6 +155,27 @@ def test_a_revoked_accounts_connections_end_at_once_and_it_cant_come_back(
     with agent(site) as again:
         assert again.refused == "Not authorized"
     assert "account 'gw-a': isn't there" in s2m3("revoke", site.setup.folder, "gw-a", expect=2)
+
+
+@pytest.mark.parametrize("command", ["revoke", "rotate"])
+def test_the_session_that_a_stolen_box_left_at_a_front_door_takes_no_requests_any_more(
+    site: SecuredSite, s2m3: Cli, command: str
+) -> None:
+    s2m3("add", site.setup.folder, "device", "gw-b")
+    own, front_door = client_id("devices", "gw-b", "control"), f"$share/classify-1-1/{REQUESTS}"
+    for both in (False, True):
+        bound = DATA_ID if both else CONTROL_ID
+        stolen = Peer(site, "gw-a", login=site.login("gw-a", data=both), client_id=bound, keeps_session=True)
+        with stolen:
+            assert stolen.subscribe(front_door) == "Granted QoS 1"
+    s2m3(command, site.setup.folder, "gw-a")
+    with Peer(site, "gw-b", client_id=own) as honest, Peer(site, "cam-1") as sensor:
+        assert honest.subscribe(front_door) == "Granted QoS 1"
+        asked = [f"request {number}" for number in range(6)]
+        for request in asked:
+            assert sensor.publish(REQUEST, request) == "Success"
+        for request in asked:
+            honest.wait_for(request)
 
 
 def test_a_name_that_is_given_again_has_nothing_of_its_old_rights(site: SecuredSite, s2m3: Cli) -> None:
