@@ -1,4 +1,4 @@
-"""When and in which process the speed of an engine is measured at start; how is in ``profile``.
+"""The process in which the speed of an engine is measured at start, and when; how is in ``profile``.
 
 Owns a process of its own for ONNX Runtime, which ends with the figure: an agent without modules then holds no engine in
 memory (25 MB), and starts meanwhile. Torch is measured in the agent's process, whose families need it.

@@ -96,7 +96,7 @@ def imported(name: AgentEngine, file: str = "agent") -> AgentEngine:
 
 
 def fix_of(name: AgentEngine) -> str:
-    """What a person does about an engine that is installed and doesn't work."""
+    """The fix for an engine that is installed and doesn't work."""
     other = next(each for each in _EXTRAS if each != name)
     return f"install the [{_EXTRAS[name]}] extra again, or write engine: {other}"
 
