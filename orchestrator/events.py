@@ -177,10 +177,10 @@ class RequestUnanswerable:
 
 @dataclass(frozen=True)
 class PlanFound:
-    """The planner's plan for the problem of this ``ticket`` arrived."""
+    """The planner's plan for the problem of this ``ticket`` arrived; None: it failed at it, and there will be none."""
 
     ticket: Ticket
-    plan: Plan
+    plan: Plan | None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from orchestrator.planner.copies import original_key, with_further_copies
 from orchestrator.planner.plans import PlacementPlan, Problem
 from orchestrator.state import Facts, Moment, PlanKind, Planning, State
 
-PLAN_LOST_S = 10.0  # the planner ends a search much sooner; by then it has died, or hangs
+PLAN_LOST_S = 150.0  # the planner ends a search much sooner, and says when it fails or hangs
+AGAIN_S = 10.0  # after a problem at which it failed was asked
 
 
 def request(
@@ -50,6 +51,8 @@ def on_event(state: State, event: Event) -> State:
     asked = state.planning
     if asked is None or not isinstance(event, PlanFound) or event.ticket != (state.epoch, asked.number):
         return state
+    if event.plan is None:
+        return replace(state, planning=replace(asked, until_s=asked.until_s - PLAN_LOST_S + AGAIN_S))
     return replace(state, planning=replace(asked, plan=event.plan))
 
 

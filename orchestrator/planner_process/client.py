@@ -31,7 +31,7 @@ from orchestrator.planner_process.__main__ import NUMBER
 
 SEARCH_S = 0.5  # the longest search, on a machine on which its units take longer than they should
 WATCH_S = 1.0  # between two looks whether the idle process lives: the next problem should find it ready
-HUNG_S = 10.0  # after that; a process that has just started first reads its code
+HUNG_S = 60.0  # after that: no search looks at the clock while it packs, and on a slow busy machine that takes long
 
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}  # numpy's: the planner multiplies no matrices, and makes copies of itself
 _log = structlog.get_logger("orchestrator.planner")
@@ -169,7 +169,7 @@ class PlannerProcess:
             self._start()
 
     def _answer(self, job: _Job) -> None:
-        """Have a problem solved; once more, if the process dies at it."""
+        """Have a problem solved; once more, if the process dies at it. What can't be solved has no plan."""
         for _ in range(2):
             if self._closing:
                 return
@@ -181,9 +181,10 @@ class PlannerProcess:
                 continue
             if isinstance(found, str):
                 _log.error("planning_failed", kind=type(job.problem).__name__, exception=found)
-            else:
-                self._inbox(PlanFound(job.ticket, found))
+                break
+            self._inbox(PlanFound(job.ticket, found))
             return
+        self._inbox(PlanFound(job.ticket, None))
 
     def _exchange(self, process: _Process, job: _Job) -> Plan | str:
         """Send a problem and wait for the answer.

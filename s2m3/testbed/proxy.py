@@ -116,8 +116,15 @@ class Proxy:
         return sum(up.waiting_bytes for up, _ in pairs), sum(down.waiting_bytes for _, down in pairs)
 
     def cut(self) -> None:
-        """Let nothing pass until ``restore``; connections stay open."""
-        self._loop.call_soon_threadsafe(self._passing.clear)
+        """Let nothing pass from now on, until ``restore``; connections stay open."""
+        done = threading.Event()
+
+        def cut() -> None:
+            self._passing.clear()
+            done.set()
+
+        self._loop.call_soon_threadsafe(cut)
+        done.wait(CONNECT_S)  # what a connection was about to do comes before; at most, it reaches for the broker
 
     def restore(self) -> None:
         """Let everything pass again: waiting bytes arrive at once."""

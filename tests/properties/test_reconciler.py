@@ -63,7 +63,7 @@ from orchestrator.leadership.orders import NO_ORDERS, confirm
 from orchestrator.membership.failure_detector import on_event
 from orchestrator.placement.deployability import MAX_REFUSALS, upcoming_name
 from orchestrator.placement.planner_input import facts_of, with_measured_footprints
-from orchestrator.placement.planning import PLAN_LOST_S
+from orchestrator.placement.planning import AGAIN_S
 from orchestrator.placement.revisions import allow_upcoming, served_spec, why_refused
 from orchestrator.planner.copies import original_key
 from orchestrator.planner.placement import never, place
@@ -280,9 +280,11 @@ class Reconciler(RuleBasedStateMachine):
 
     @precondition(lambda self: self.asked)
     @rule()
-    def the_plan_is_lost(self) -> None:
+    def the_planner_fails(self) -> None:
         """The orchestrator asks again after a while."""
-        self.asked = None
+        assert self.asked is not None
+        failed, self.asked = PlanFound(self.asked.ticket, None), None
+        self.feed(failed)
 
     # --- devices ---
 
@@ -442,7 +444,7 @@ class Reconciler(RuleBasedStateMachine):
     def work(self, *, lazy: bool = False) -> None:
         """All devices obey and send heartbeats until spares are chosen and a better placement is searched for."""
         self.the_planner_takes_its_time(prompt=True)
-        for _ in range(int(2 * (PACE.review_s + PLAN_LOST_S * (self.state.planning is not None)) / INTERVAL_S)):
+        for _ in range(int(2 * (PACE.review_s + AGAIN_S * (self.state.planning is not None)) / INTERVAL_S)):
             for device in DEVICES:
                 if not lazy:
                     self.obey(device)

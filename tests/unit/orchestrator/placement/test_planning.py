@@ -28,7 +28,7 @@ from orchestrator.events import (
     TaskUndeployed,
     Tick,
 )
-from orchestrator.placement.planning import PLAN_LOST_S
+from orchestrator.placement.planning import AGAIN_S, PLAN_LOST_S
 from orchestrator.planner.plans import DrainProblem, MovesProblem, PlacementProblem, Problem, SparesProblem, solve
 from orchestrator.state import Pace, State, initial
 from tests.builders import all_of, chain, module, obedient, online, profile
@@ -252,6 +252,17 @@ def test_a_lost_plan_is_asked_for_again() -> None:
     assert [action.ticket for action in site.asked] == [(1, 1), (1, 2)]
     site.answer()
     assert site.where() == {"vision": "a", "head": "a"}
+
+
+def test_a_problem_at_which_the_planner_fails_is_asked_again_soon() -> None:
+    site = settled(CLASSIFY, a=100)
+    site.feed(PlanFound(site.asked[0].ticket, None))
+    site.now_s += AGAIN_S - 0.5
+    site.heartbeat("a")
+    assert len(site.asked) == 1
+    site.now_s += 0.5
+    site.heartbeat("a")
+    assert [action.ticket for action in site.asked] == [(1, 1), (1, 2)]
 
 
 def test_a_lost_search_for_moves_is_not_waited_for_and_wakes_nobody() -> None:
