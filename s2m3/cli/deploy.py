@@ -11,7 +11,7 @@ import time
 from broker.message_sizes import largest_message
 from broker.protocol.errors import BadFile
 from broker.protocol.messages import Route
-from broker.protocol.reports import UNDELIVERED
+from broker.protocol.reports import UNDELIVERED, TaskStatus
 from broker.protocol.sizes import show_bytes
 from broker.protocol.specs import TaskSpec
 from broker.protocol.topics import ALL_SITES, NOT_BRIDGED
@@ -25,11 +25,12 @@ from s2m3.cli.output import console, print_result, table
 from s2m3.cli.sites import every_site, require_one_place
 from s2m3.cli.task_names import task_name
 from s2m3.reference.auto_numbers import counted
-from s2m3.testbed.observer import Observer
+from s2m3.testbed.observer import UNDEPLOYED, Observer
 
 LEADER_S = 10.0  # for an orchestrator that starts at this moment
 DEVICE_S = 10.0  # likewise, for a first device: without one every task is refused at once
 ORDER_S = 1.0  # to publish an order that no orchestrator takes yet
+STATUS_S = 3.0  # a task's status follows its route within a second
 KNOWN_S = 1.0  # retained messages arrive within milliseconds
 
 
@@ -69,6 +70,7 @@ def deploy(arguments: argparse.Namespace, observer: Observer, spec: TaskSpec) ->
     is_reached = not observer.is_at_core or observer.wait_for(lambda seen: seen.bridge is True, KNOWN_S)
     leads = is_reached and observer.wait_for(lambda seen: seen.leads, min(LEADER_S, arguments.timeout))
     observer.wait_for(lambda seen: seen.has_a_device() or not leads, min(DEVICE_S, arguments.timeout))
+    observer.follow(spec.task)
     route = observer.deploy([spec], arguments.timeout if leads else ORDER_S)[spec.task]
     served, document, text = _told(observer, spec, route)
     print_result(arguments, document, f"{spec.task}: {text}")
@@ -102,11 +104,11 @@ def _can_begin(observer: Observer) -> bool:
 def _told(observer: Observer, spec: TaskSpec, route: Route | None) -> tuple[bool, dict[str, object] | None, str]:
     """Whether a site serves what was deployed; the document and the sentence that say it."""
     leads = observer.leads and observer.bridge is not False  # else a route may be an old one
-    served = route is not None and route.complete and leads
+    served = route is not None and route.complete and leads and not observer.is_overtaken(spec)
     document: dict[str, object] | None = route.model_dump(mode="json", exclude_none=True) if route else None
     if not served and (status := observer.statuses.get(spec.task)) is not None and status.candidate is not None:
         document = {**(document or {}), "candidate": status.candidate.model_dump(mode="json", exclude_none=True)}
-    return served, document, _outcome(observer, spec, route, leads=leads)
+    return served, document, _overtaken(observer, spec) or _outcome(observer, spec, route, leads=leads)
 
 
 def _why_it_cannot_pass(arguments: argparse.Namespace, observer: Observer, spec: TaskSpec) -> str | None:
@@ -130,12 +132,29 @@ def _why_it_cannot_pass(arguments: argparse.Namespace, observer: Observer, spec:
     )
 
 
-def known_task(observer: Observer, task: str) -> str:
-    """This task; raises BadFile if no task of this name is deployed."""
-    if not observer.wait_for(lambda seen: task in seen.statuses, KNOWN_S):
+def known_status(observer: Observer, task: str) -> TaskStatus:
+    """The status of a task after its last order; raises BadFile if no task of this name is deployed.
+
+    If no orchestrator leads, it is the status before that order.
+    """
+    observer.follow(task)
+    if observer.wait_for(lambda seen: task in seen.statuses, KNOWN_S):
+        observer.wait_for(lambda seen: seen.has_current(task), STATUS_S if observer.leads else KNOWN_S)
+    if (status := observer.statuses.get(task)) is None:
+        if observer.is_deployed(task) and not observer.leads:
+            raise BadFile(file=task, problem="no orchestrator has read this task yet", fix="start one")
         known = ", ".join(sorted(observer.statuses)) or "none"
         raise BadFile(file=task, problem="no such task is deployed", fix=f"deployed tasks: {known}")
-    return task
+    return status
+
+
+def _overtaken(observer: Observer, spec: TaskSpec) -> str:
+    """The order that came after a spec; empty without one."""
+    if not observer.is_overtaken(spec):
+        return ""
+    order = observer.orders[spec.task][-1]
+    newer = "the task was undeployed" if order == UNDEPLOYED else f"{order or 'another spec'} was deployed"
+    return f"revision {spec.revision} is not served: {newer} after it, by another command"
 
 
 def _outcome(observer: Observer, spec: TaskSpec, route: Route | None, *, leads: bool) -> str:
@@ -169,8 +188,8 @@ def _history(arguments: argparse.Namespace) -> int:
     if connection_of(arguments).site == ALL_SITES:
         raise BadFile(file="--history", problem="is of one site only", fix=f"name it: --site {site_at_core('NAME')}")
     with connected(arguments) as observer:
-        task = known_task(observer, name)
-        status = observer.statuses[task]
+        status = known_status(observer, name)
+        task = status.task
         specs = observer.revisions(task, KNOWN_S)
     candidate = status.candidate
     states = {status.revision: "served"} if status.revision else {}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from broker.protocol.errors import BadFile
 from broker.protocol.reports import TaskStatus
 from broker.protocol.specs import Revision
 from s2m3.cli.arguments import add_connection, connected, seconds
-from s2m3.cli.deploy import KNOWN_S, deploy, known_task
+from s2m3.cli.deploy import KNOWN_S, deploy, known_status
 from s2m3.cli.task_names import task_name
 
 
@@ -31,9 +32,9 @@ def run(arguments: argparse.Namespace) -> int:
         if observer.is_at_core:
             problem = "a core has no earlier revisions of its sites' tasks"
             raise BadFile(file=name, problem=problem, fix="deploy the earlier task file again")
-        task = known_task(observer, name)
-        status = observer.statuses[task]
-        wanted = arguments.to or _before(status)
+        status = known_status(observer, name)
+        task = status.task
+        wanted = arguments.to or _before(status, observer.orders[task])
         specs = observer.revisions(task, KNOWN_S)
         if wanted is None or wanted not in specs:
             known = ", ".join(specs) or "none"
@@ -42,8 +43,10 @@ def run(arguments: argparse.Namespace) -> int:
         return deploy(arguments, observer, specs[wanted])
 
 
-def _before(status: TaskStatus) -> Revision | None:
-    """The revision to go back to: the served one if a newer one waits or was refused, else the one deployed before."""
-    if status.candidate is not None and status.revision is not None:
-        return status.revision
+def _before(status: TaskStatus, orders: Sequence[Revision | None]) -> Revision | None:
+    """The revision to go back to: the one deployed before, or the served one if a newer one waits or was refused."""
+    last = status.revisions[0] if status.revisions else None
+    is_told = orders[-1:] in ([], [last])  # else no orchestrator has read the last order yet
+    if not is_told or (status.candidate is not None and status.revision is not None):
+        return status.revision or last
     return status.revisions[1] if len(status.revisions) > 1 else None

@@ -16,7 +16,7 @@ from s2m3.cli.sites import every_site, require_one_place
 from s2m3.cli.task_names import task_name
 from s2m3.testbed.observer import Observer
 
-ROUTE_S = 1.0  # a retained message arrives within milliseconds
+KNOWN_S = 1.0  # a retained message arrives within milliseconds
 GONE_S = 10.0
 
 
@@ -33,7 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     if connection.site == ALL_SITES:
         return _everywhere(arguments, connection, is_ordered=ALL_SITES in places)
     with connected(arguments) as observer:
-        if not observer.wait_for(lambda seen: task in seen.routes, ROUTE_S) and connection.site not in places:
+        observer.follow(task)
+        if not observer.wait_for(lambda seen: seen.is_deployed(task), KNOWN_S) and connection.site not in places:
             raise _not_deployed(task, observer.routes)
         gone = observer.undeploy(task, GONE_S if observer.bridge is not False else 0.0)
         text = _told(observer, gone=gone)
@@ -46,7 +47,7 @@ def _everywhere(arguments: argparse.Namespace, core: Connection, *, is_ordered: 
     task = arguments.task
     with every_site(core) as (order, sites):
         for observer in sites.values():
-            observer.listen(ROUTE_S / len(sites))
+            observer.listen(KNOWN_S / len(sites))
         known = {each for observer in sites.values() for each in observer.routes}
         if task not in known and not is_ordered:
             raise _not_deployed(task, known)

@@ -76,6 +76,8 @@ OF_SOURCES = (SOURCES_STATE, SOURCES_RUNNING, SOURCES_SPARE, SOURCE_ANSWER)
 LATER = (ORCHESTRATOR_UNANSWERED, *OF_SOURCES)  # an old site's rules for an operator may lack these
 SIGHTINGS = 1_000_000  # kept at most, in some hundred megabytes: four days of three devices
 
+UNDEPLOYED: Revision = ""
+"""In place of a revision: the task's spec was cleared."""
 Known = tuple[Route | None, TaskStatus | None]
 """The words of a site about a task before an order."""
 
@@ -113,6 +115,9 @@ class Observer:
         self.sources_spare: dict[str, SourcesSpare] = {}  # likewise
         self.source_answers: dict[str, SourceAnswer] = {}  # by source
         self.specs: dict[tuple[TaskName, Revision], TaskSpec] = {}  # of the task whose ``revisions`` were asked for
+        self.orders: dict[
+            TaskName, list[Revision | None]
+        ] = {}  # of followed tasks: the newest last; None: a wrong spec
         self.drained: set[str] = set()  # devices that an operator takes out of service
         self.sightings: list[Sighting] = []
         self.left_out = 0  # messages that are too many, or have too many bytes
@@ -225,6 +230,35 @@ class Observer:
         self._ordered.add(spec.task)
         self._order(TASK_SPEC.at(self.prefix, task=spec.task), encode(spec))
 
+    def follow(self, task: TaskName) -> None:
+        """See the orders about a task, too."""
+        if task not in self.orders:
+            self.orders[task] = []
+            self._transport.subscribe(TASK_SPEC.at(self.prefix, task=task))
+
+    def is_overtaken(self, spec: TaskSpec) -> bool:
+        """Whether a followed task got another order after this spec."""
+        orders = self.orders.get(spec.task, [])
+        return spec.revision in orders and orders[-1] != spec.revision
+
+    def is_deployed(self, task: TaskName) -> bool:
+        """Whether the broker has a spec of a followed task, or a route of any."""
+        return task in self.routes or self.orders.get(task, [])[-1:] not in ([], [UNDEPLOYED])
+
+    def has_current(self, task: TaskName) -> bool:
+        """Whether the status of a followed task is that of its last order and of its route, or is gone.
+
+        It comes up to a second after them.
+        """
+        status, route, orders = self.statuses.get(task), self.routes.get(task), self.orders[task]
+        if status is None:
+            return True
+        if not orders or status.revision != (route.revision if route is not None and route.complete else None):
+            return False
+        if orders[-1] is None:
+            return status.candidate is not None and status.candidate.revision is None
+        return status.revisions[:1] == (orders[-1],)
+
     def why_refused(self, spec: TaskSpec) -> str | None:
         """The reason why a deployed revision isn't served beside an older one; None if it isn't refused."""
         status = self.statuses.get(spec.task)
@@ -319,6 +353,8 @@ class Observer:
 
         def decided(seen: Observer, *, by_known: bool) -> bool:
             route = seen.routes.get(spec.task)
+            if seen.is_overtaken(spec):
+                return True
             if seen.why_refused(spec) is not None:
                 return by_known or seen.statuses[spec.task] is not known[1]
             if route is not None and route.unavailable is not None:
@@ -351,6 +387,9 @@ class Observer:
                 log.warning("message_refused", topic=event.topic, error=str(error))
 
     def _note(self, at_s: float, incoming: Incoming) -> None:
+        if incoming.topic is TASK_SPEC:
+            self._note_order(incoming)
+            return
         topic, message = incoming.topic, incoming.decode()
         name = "/".join(incoming.ids.values())
         if not self._room.take(topic, name, len(incoming.payload)):
@@ -374,6 +413,14 @@ class Observer:
         else:
             self._states[topic][name] = message
         self._keep(at_s, name, message)
+
+    def _note_order(self, incoming: Incoming) -> None:
+        try:
+            spec = incoming.decode()
+        except RemoteProtocolError:
+            spec = None
+        order = spec.revision if isinstance(spec, TaskSpec) else None if incoming.payload else UNDEPLOYED
+        self.orders.setdefault(incoming.ids["task"], []).append(order)
 
     def _note_other(self, incoming: Incoming, message: BaseModel | None, name: str) -> None:
         if incoming.topic is BRIDGE_STATE:
