@@ -6,7 +6,6 @@ Owns reading and the place of an error (file, line, field). Doesn't know the fie
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -15,11 +14,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from broker.file_values import KIND_OF_SCALAR, SCALARS, FileValues
-from broker.protocol.errors import BadFile
+from broker.protocol.errors import BadFile, without_login
 from broker.protocol.sentences import place_of, sentence_of
 
 M = TypeVar("M", bound=BaseModel)
-_LOGIN = re.compile(r"//[^/\s]*@")  # of a URL: a password stands in no error
 _MERGE, _TEXT = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:str"
 
 
@@ -98,7 +96,7 @@ def _of_problems(
     if problem["type"] in {"missing", "extra_forbidden"}:
         fix = _fix(problem, kind)
     elif isinstance(value, str):
-        fix = f"change {_LOGIN.sub('//…@', value)!r}"
+        fix = f"change {without_login(value)!r}"
     else:
         fix = f"change {text}" if text and isinstance(value, SCALARS) else "change it"
     return _bad(path, root, place, sentence, fix)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 DAY = timedelta(days=1)
@@ -48,10 +48,12 @@ class Authority:
         days: tuple[float, float] = (-1, 10),
         self_signed: bool = False,
         passphrase: bytes | None = None,
+        rsa_bits: int | None = None,
     ) -> Files:
-        """A certificate for these hosts, valid from and until so many days from now."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        signer = Authority(self.folder / name, name, _key=key) if self_signed else self
+        """A certificate for these hosts, valid from and until so many days from now; of an EC key, or of an RSA key."""
+        own = ec.generate_private_key(ec.SECP256R1())
+        key = rsa.generate_private_key(65_537, rsa_bits) if rsa_bits else own
+        signer = Authority(self.folder / name, name, _key=own) if self_signed else self
         certificate = signer._sign(name, key.public_key(), days=days, hosts=hosts, is_ca=False)
         files = Files(self.folder / f"{name}.pem", self.folder / f"{name}.key")
         files.cert.write_bytes(_pem(certificate))
@@ -65,7 +67,7 @@ class Authority:
     def _sign(
         self,
         name: str,
-        key: ec.EllipticCurvePublicKey,
+        key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey,
         *,
         days: tuple[float, float],
         hosts: tuple[str, ...],

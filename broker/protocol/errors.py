@@ -20,17 +20,24 @@ sentence. The name says which side is at fault.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 from broker.protocol.sizes import show_bytes, show_sizes
 
+_LOGIN = re.compile(r"//.*@")  # of a URL
 _DEVICES_NAMED = 8  # in one sentence; all of them are in the attribute
 
 
 def first_line(error: BaseException, default: str = "") -> str:
     """The first line of an error's text; the default, or else the error's class, when it has none."""
     return (str(error).strip() or default or type(error).__name__).splitlines()[0]
+
+
+def without_login(text: str) -> str:
+    """A text without the user and the password of a URL: a password stands in no error."""
+    return _LOGIN.sub("//…@", text)
 
 
 def named(texts: Sequence[str]) -> list[str]:
@@ -176,4 +183,5 @@ class BadFile(S2M3Error):
         self.problem = problem
         self.fix = fix
         place = file if line is None else f"{file}:{line}"
-        super().__init__(": ".join(part for part in (place, field, f"{problem}; {fix}") if part))
+        where = (without_login(part) for part in (place, field))
+        super().__init__(": ".join(part for part in (*where, f"{problem}; {fix}") if part))

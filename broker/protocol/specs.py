@@ -39,6 +39,14 @@ def bare_site(value: object) -> object:
 
 SitePrefix = Annotated[str, BeforeValidator(bare_site), described(SITE_PATTERN, INVALID_SITE)]
 """A site's own topic prefix, in front of all topics."""
+_LABEL = "[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
+HOST_PATTERN = rf"^({_LABEL}(\.{_LABEL})*|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)$"
+INVALID_HOST = "is not a valid name or IP address of a machine"
+Host = Annotated[str, described(HOST_PATTERN, INVALID_HOST, max_length=253)]
+"""A name or an address."""
+LOGIN_PATTERN = r"^[^\x00-\x1f\x7f]*$"
+LoginName = Annotated[str, described(LOGIN_PATTERN, "must have no control character", max_length=1000)]
+"""A user name or a client id; MQTT takes 65,535 bytes."""
 DeviceId = Id
 TaskName = Id
 NodeName = Id

@@ -22,8 +22,7 @@ import yaml
 from pydantic import Field
 
 from broker.protocol.errors import BadFile
-from broker.protocol.sentences import described
-from broker.protocol.specs import SitePrefix
+from broker.protocol.specs import Host, SitePrefix
 from broker.protocol.values import Spec
 from broker.servers import certificates
 from broker.servers.certificates import Certificate
@@ -31,11 +30,6 @@ from broker.servers.dynamic_security import Login
 from broker.transport.connection import Connection
 
 PORT = 8883
-Host = Annotated[
-    str,
-    described(r"^[A-Za-z0-9:]([A-Za-z0-9:._-]{0,251}[A-Za-z0-9])?$", "is not a valid name or IP address of a machine"),
-]
-"""A name or an address."""
 PLUGIN = "mosquitto_dynamic_security.so"
 PLUGIN_FOLDERS = ("/usr/lib/*-linux-gnu*", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/opt/homebrew/lib")
 BROKER_USER = "mosquitto"  # Mosquitto becomes this user when root starts it

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import unquote
 
 from pydantic import Field, ValidationError
@@ -26,7 +26,7 @@ from broker.directories import in_home
 from broker.files import bad_field, load_spec
 from broker.protocol.errors import BadFile
 from broker.protocol.sentences import describe
-from broker.protocol.specs import SitePrefix
+from broker.protocol.specs import Host, LoginName, SitePrefix
 from broker.protocol.values import Spec
 from broker.structured_log import structlog
 
@@ -99,10 +99,10 @@ class ConnectionKeys(Spec):
     ca: str | None = None
     cert: str | None = None
     key: str | None = None
-    server_name: str | None = None
-    user: str | None = None
+    server_name: Host | None = None
+    user: LoginName | None = None
     password_file: str | None = None
-    data_user: str | None = None
+    data_user: LoginName | None = None
     data_password_file: str | None = None
     site: SitePrefix | None = None
 
@@ -110,7 +110,7 @@ class ConnectionKeys(Spec):
 class ConnectionFile(ConnectionKeys):
     """The keys of a connection file. An agent's client ids follow from its id, so its own file has no ``client_id``."""
 
-    client_id: str | None = None
+    client_id: LoginName | None = None
 
 
 @dataclass(frozen=True)
@@ -134,14 +134,13 @@ class Place:
 
 
 def command_line(**given: str | None) -> Place:
-    """The place of a command's options."""
-    names = {key: f"--{key.replace('_', '-')}" for key in ConnectionFile.model_fields}
-    return Place(ConnectionFile.model_validate(given), names=names)
+    """The place of a command's options; raises BadFile."""
+    return _named(given, {key: f"--{key.replace('_', '-')}" for key in ConnectionFile.model_fields})
 
 
 def argument(broker: str | None) -> Place:
-    """The place of an address that a program gives."""
-    return Place(ConnectionFile.model_validate({"broker": broker}), names={"broker": "the broker's address"})
+    """The place of an address that a program gives; raises BadFile."""
+    return _named({"broker": broker}, {"broker": "the broker's address"})
 
 
 def connection_file(path: Path | str) -> Place:
@@ -150,18 +149,9 @@ def connection_file(path: Path | str) -> Place:
 
 
 def environment(variables: Mapping[str, str] = os.environ) -> Place:
-    """The place of the environment; an empty variable says nothing.
-
-    Raises:
-        BadFile: a variable has a wrong value.
-    """
+    """The place of the environment; an empty variable says nothing. Raises BadFile."""
     names = dict(zip(_ENVIRONMENT, VARIABLES, strict=True))
-    try:
-        keys = ConnectionFile.model_validate({key: variables.get(name) or None for key, name in names.items()})
-    except ValidationError as error:
-        key, problem = describe(error.errors()[0])
-        raise BadFile(file=names.get(key, key), problem=problem, fix="change this variable") from error
-    return Place(keys, names=names)
+    return _named({key: variables.get(name) or None for key, name in names.items()}, names)
 
 
 def read_connection(*places: Place, data: bool = False, warn: Callable[[str], object] = _log_warning) -> Connection:
@@ -269,6 +259,15 @@ def read_password(path: Path, what: str = "password") -> str:
         raise bad from None
 
 
+def _named(given: Mapping[str, Any], names: Mapping[str, str]) -> Place:
+    """The place of these values, which a person knows by these names."""
+    try:
+        return Place(ConnectionFile.model_validate(given), names=names)
+    except ValidationError as error:
+        key, problem = describe(error.errors()[0])
+        raise BadFile(file=names.get(key, key), problem=problem, fix="change it") from error
+
+
 def _warnings(connection: Connection) -> list[str]:
     """The sentences about what is insecure."""
     found = []
@@ -333,6 +332,8 @@ def _login_of(login: str) -> tuple[str | None, str | None]:
         raise _bad("has a password without a user")
     if any(ord(sign) < ord(" ") for part in decoded for sign in part):
         raise _bad("has a control character in its user or password")
+    if any(len(part.encode()) > MOST_PASSWORD_BYTES for part in decoded):
+        raise _bad(f"has a user or a password of more than {MOST_PASSWORD_BYTES} bytes")
     return decoded[0] or None, decoded[1] or None
 
 

@@ -185,7 +185,11 @@ def load_certificate(context: ssl.SSLContext, cert: Path, key: Path) -> None:
     try:
         context.load_cert_chain(cert, key, password=lambda: b"")  # or OpenSSL would wait for a person
     except ssl.SSLError as error:
-        if "MISMATCH" in (error.reason or "").upper():
+        reason = (error.reason or "").upper()
+        if "TOO_SMALL" in reason or "TOO_WEAK" in reason:
+            fix = "have it issued with SHA-256 and a key of EC, or of RSA with 2048 bits"
+            raise _bad(cert, f"the certificate is too weak for this system's OpenSSL ({error.reason})", fix) from error
+        if "MISMATCH" in reason or "NO_CERTIFICATE_ASSIGNED" in reason:  # the latter: the key is of another kind
             raise _bad(
                 key, f"the key isn't that of the certificate {cert}", "name the two that belong together"
             ) from error

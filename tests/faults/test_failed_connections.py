@@ -465,6 +465,18 @@ def test_a_key_with_a_passphrase_or_of_another_certificate(authority: Authority)
         MqttTransport(Connection(tls=True, cert=own.cert, key=own.key), client_id="a", inbox=print)
     with pytest.raises(BadFile, match="the key isn't that of the certificate"):
         MqttTransport(Connection(tls=True, cert=own.cert, key=other.key), client_id="a", inbox=print)
+    with pytest.raises(BadFile, match="the key isn't that of the certificate"):
+        MqttTransport(
+            Connection(tls=True, cert=own.cert, key=authority.issue("three", rsa_bits=2048).key),
+            client_id="a",
+            inbox=print,
+        )
+
+
+def test_a_certificate_that_is_too_weak_is_told_as_such(authority: Authority) -> None:
+    weak = authority.issue("weak", rsa_bits=1024)
+    with pytest.raises(BadFile, match=r"weak for this system's OpenSSL \(EE_KEY_TOO_SMALL\); have it issued with"):
+        MqttTransport(Connection(tls=True, cert=weak.cert, key=weak.key), client_id="a", inbox=print)
 
 
 def test_certificates_and_passwords_are_warned_of_by_commands_once(locked: int, capsys: Any, tmp_path: Path) -> None:

@@ -176,6 +176,13 @@ def test_an_agents_data_connection_has_the_second_account_where_there_is_one(tmp
         ("user: cam\npassword_file: .\n", "the password file can't be read: Is a directory"),
         ("passwort: x\n", "known fields: broker, ca, cert, key, server_name, user, password_file"),
         ("site: Plant\n", "site"),
+        *(
+            (f"server_name: {name}\n", "site.yaml:1: server_name: is not a valid name or IP")
+            for name in (".x", "a..b", 64 * "a")
+        ),
+        ('client_id: "a\\0b"\n', "site.yaml:1: client_id: must have no control character"),
+        (f"user: {1001 * 'a'}\n", "site.yaml:1: user: must have at most 1000 characters"),
+        ("mqtt://u:pa/ss@gw: x\n", "site.yaml:1: mqtt://…@gw: is not a known field"),
     ],
 )
 def test_a_wrong_file_is_told_with_its_place(tmp_path: Path, text: str, sentence: str) -> None:
@@ -183,6 +190,24 @@ def test_a_wrong_file_is_told_with_its_place(tmp_path: Path, text: str, sentence
         (tmp_path / name).write_bytes(content)
     with pytest.raises(BadFile, match=sentence):
         read_connection(file(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"user": "a\0b"}, "--user: must have no control character"),
+        ({"server_name": ".x"}, "--server-name: is not a valid name"),
+        ({"broker": f"mqtt://u:{70_000 * 'p'}@gw"}, "--broker: has a user or a password of more than 65535 bytes"),
+    ],
+)
+def test_a_wrong_option_is_told_by_its_name(given: dict[str, str], sentence: str) -> None:
+    with pytest.raises(BadFile, match=sentence):
+        read_connection(command_line(**given))
+
+
+def test_an_address_where_a_file_is_wanted_is_shown_without_its_login() -> None:
+    with pytest.raises(BadFile, match=r"^mqtt://…@gw: No such file"):
+        connection_file("mqtt://user:secret@gw")
 
 
 def test_a_wrong_variable_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
