@@ -4,7 +4,7 @@ Owns the format and its limits. Doesn't know which inputs a task has beside thei
 
 - A text MUST be a string, or a list of strings, one a line, without line breaks. NULs at their ends are dropped.
 - A picture or a sound MUST be a string: base64, or a data URL.
-- An object MUST NOT have a name twice.
+- An object MUST NOT have a name twice. NULs behind it are dropped: it may be a string of C, too.
 
 Invariant: the work is bounded before it is done. Values and nesting are counted in the bytes, no number is converted,
 and base64 is measured before it is decoded.
@@ -71,7 +71,7 @@ def read_json(payload: bytes) -> dict[str, object]:
         )
     try:
         value = json.loads(
-            payload.decode("utf-8-sig"),
+            payload.decode("utf-8-sig").rstrip("\0"),
             parse_int=_Number,
             parse_float=_Number,
             parse_constant=_Number,

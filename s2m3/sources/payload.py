@@ -77,7 +77,8 @@ def _raw_name(spec: SourceSpec, content_type: str, expected: Mapping[str, InputS
 
 def _from_json(spec: SourceSpec, payload: bytes, expected: Mapping[str, InputSpec]) -> dict[str, RawInput]:
     try:
-        document = json.loads(payload)
+        text = payload.decode(json.detect_encoding(payload), "surrogatepass")  # as json.loads does with bytes
+        document = json.loads(text.rstrip("\0"))  # a string of C ends with one
     except (ValueError, RecursionError):
         raise RequestFailed(ErrorCode.BAD_INPUT, "the message is not JSON: write payload: raw, or send JSON") from None
     found = {}

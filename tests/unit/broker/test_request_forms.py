@@ -128,6 +128,11 @@ def test_each_text_in_json_may_be_a_string_of_c() -> None:
     assert read(asked | {"text": "a cat\0"})["text"] == b"a cat"
 
 
+def test_a_request_in_json_may_be_a_string_of_c() -> None:
+    asked = {"image": BASE64, "text": "a cat"}
+    assert read(json.dumps(asked).encode() + b"\n" + bytes(100)) == read(asked)
+
+
 def test_a_text_that_is_base64_stays_a_text_where_only_text_is_taken() -> None:
     assert read(BASE64.encode(), "", {"text": BOTH["text"]}) == {"text": BASE64.encode()}
 

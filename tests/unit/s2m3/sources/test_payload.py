@@ -111,6 +111,12 @@ def test_a_text_in_json(value: object, text: str) -> None:
     }
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16-le"])
+def test_a_message_may_be_a_string_of_c(encoding: str) -> None:
+    message = ('{"a": "x"}' + 9 * "\0").encode(encoding)
+    assert read(message, {"q": TEXT}, payload={"json": {"q": "$.a"}})["q"].data == b"x"
+
+
 def test_one_value_may_be_all_of_the_message_and_constants_are_added() -> None:
     found = read("what is it?", {}, payload={"json": {"question": "$"}}, inputs={"answers": ["a", "b"]})
     assert {name: raw.data for name, raw in found.items()} == {"question": b"what is it?", "answers": b"a\nb"}
