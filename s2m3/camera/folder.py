@@ -7,6 +7,7 @@ the first look are left out. It knows no broker.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,4 +44,5 @@ class Folder:
                         seen = path.stat()
                     except OSError:  # removed meanwhile
                         continue
-                    yield path, (seen.st_size, seen.st_mtime_ns)
+                    if stat.S_ISREG(seen.st_mode):  # a pipe has no end: reading it would wait for ever
+                        yield path, (seen.st_size, seen.st_mtime_ns)

@@ -40,6 +40,8 @@ def read_source(text: str) -> Source:
         if not _host(rest):
             raise BadFile(file=shown, problem="the address names no host", fix=f"write {scheme}://HOST/...")
         return Source("stream", f"{scheme.lower()}://{rest}", shown)
+    if not text:  # as a path it would be the current folder
+        raise BadFile(file="the source", problem="is empty", fix="name a camera, a video or a folder")
     path = Path(text)
     try:
         mode = path.stat().st_mode

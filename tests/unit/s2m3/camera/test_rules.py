@@ -120,6 +120,8 @@ def test_a_picture_is_taken_once_when_it_no_longer_grows(tmp_path: Path) -> None
     assert [folder.new(), folder.new()] == [[], [later]], "a camera that writes one file again and again"
     first.unlink()
     assert folder.new() == []
+    os.mkfifo(tmp_path / "c.jpg")
+    assert [folder.new(), folder.new()] == [[], []], "a pipe: reading it would wait for ever"
 
 
 @pytest.mark.parametrize("value", [0.0, 0.2])

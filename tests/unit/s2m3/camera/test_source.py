@@ -52,6 +52,7 @@ def test_files_folders_and_devices_are_told_apart(tmp_path: Path) -> None:
         (f"ftp://u:{SECRET}@cam/x", "ftp://cam: this kind of address is not known; use one of rtsp,"),
         (f"rtsp://u:{SECRET}@/x", "rtsp://: the address names no host"),
         ("a\0b", "name a file"),
+        ("", "the source: is empty; name a camera, a video or a folder"),
     ],
 )
 def test_a_wrong_source_is_one_line_that_says_what_to_do(text: str, says: str) -> None:
