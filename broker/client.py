@@ -20,12 +20,13 @@ import uuid
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Self
 
 import structlog
 from pydantic import JsonValue
 
-from broker.given_inputs import File, Given, Text, read_given
+from broker.given_inputs import File, Given, Text, read_given, read_raw
 from broker.pending_requests import FIRST_RETRY_S, PendingRequest, PendingRequests
 from broker.protocol.codec import MAX_CONTROL_BYTES, RawInput, decode_result, encode_request
 from broker.protocol.errors import (
@@ -157,10 +158,10 @@ class Client:
         A W3C ``traceparent`` goes with it, and stands in its trace; one that isn't valid is left out.
 
         Raises:
-            LocalProtocolError: the task's name or the deadline is not valid, or the client is closed.
+            LocalProtocolError: the task's name, an input or the deadline is not valid, or the client is closed.
         """
         self._check(task, deadline_s)
-        payload, content_type = encode_request({name: _raw(value) for name, value in inputs.items()})
+        payload, content_type = encode_request(read_raw(inputs))
         return self._submit(task, payload, content_type, deadline_s, traceparent=traceparent)
 
     def submit_given(
@@ -176,9 +177,9 @@ class Client:
         return self._submit(task, b"", "", deadline_s, given, traceparent=traceparent)
 
     def _check(self, task: str, deadline_s: float) -> None:
-        if not 0 < deadline_s <= MAX_DEADLINE_S:  # false for NaN, too
+        if not isinstance(deadline_s, Real) or not 0 < deadline_s <= MAX_DEADLINE_S:  # false for NaN, too
             raise LocalProtocolError(
-                f"deadline_s must be greater than 0 and at most {MAX_DEADLINE_S:.0f}, got {deadline_s}"
+                f"deadline_s must be greater than 0 and at most {MAX_DEADLINE_S:.0f}, got {deadline_s!r}"
             )
         TASK_REQUESTS.at(self._prefix, task=task)  # refuses an invalid name, at once
 
@@ -194,7 +195,7 @@ class Client:
     ) -> Future[Response]:
         now_s = time.monotonic()
         pending = PendingRequest(uuid.uuid4().hex, task, payload, content_type, now_s, now_s + deadline_s, given=given)
-        pending.traceparent = read_traceparent(*filter(None, [traceparent]))
+        pending.traceparent = read_traceparent(*([traceparent] if isinstance(traceparent, str) else []))
         future: Future[Response] = Future()
         with self._closing:
             if self._closed:
@@ -435,11 +436,3 @@ def _answer_of(response: Response) -> Answer:
     output = result.answer or {}
     path = tuple(f"{timing.node}@{timing.device}" for timing in result.timings)
     return Answer(result.text, output, response.tensors, response.latency_s, path)
-
-
-def _raw(value: RawInput | bytes | str) -> RawInput:
-    if isinstance(value, RawInput):
-        return value
-    if isinstance(value, str):
-        return RawInput(value.encode(), "text/plain")
-    return RawInput(value)

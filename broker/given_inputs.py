@@ -74,6 +74,27 @@ def read_given(
     return Given(files, () if text is None else _lines(text, "text"), {k: _named(v, k) for k, v in named.items()})
 
 
+def read_raw(inputs: Mapping[str, RawInput | bytes | str]) -> dict[str, RawInput]:
+    """The inputs of a request by their names: texts as ``text/plain``, bytes without a type.
+
+    Raises:
+        LocalProtocolError: a value has a wrong type, or isn't text.
+    """
+    if not isinstance(inputs, Mapping):
+        raise LocalProtocolError(f"inputs must be a mapping of names to texts or bytes, got {type(inputs).__name__}")
+    return {name: _raw(value, name) for name, value in inputs.items()}
+
+
+def _raw(value: object, name: str) -> RawInput:
+    if isinstance(value, RawInput):
+        return value
+    if isinstance(value, str):
+        return _text(value, name)
+    if _is_bytes(value):
+        return RawInput(bytes(value))  # type: ignore[call-overload] # just checked
+    raise LocalProtocolError(f"the input {name} must be a text, or the bytes of a file, got {type(value).__name__}")
+
+
 def _check_named(task: str, name: str, raw: RawInput, inputs: Mapping[str, InputSpec], takes: str) -> None:
     if not inputs:
         return
@@ -122,7 +143,8 @@ def _file(value: object, name: str) -> RawInput:
         guessed, place = mimetypes.guess_type(path)[0] or "", path[:_MOST_SHOWN]
         data = _read(path, place)
     else:
-        raise LocalProtocolError(f"{name} must be a path, or the bytes of a file, got {type(value).__name__}")
+        texts = "" if name in {"image", "audio"} else "a text, a list of lines, "
+        raise LocalProtocolError(f"{name} must be {texts}a path, or the bytes of a file, got {type(value).__name__}")
     if not data:
         raise BadFile(file=place, problem="is empty", fix="name a file that holds something")
     if len(data) > MAX_MESSAGE_BYTES:

@@ -43,7 +43,7 @@ _NOT_IN_TOPICS = re.compile(r"[+#\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\uf
 
 def require_id(name: str, value: str) -> None:
     """Refuse an id that is not valid with ``LocalProtocolError``."""
-    if not _WHOLE_ID.fullmatch(value):
+    if not isinstance(value, str) or not _WHOLE_ID.fullmatch(value):
         raise LocalProtocolError(f"{name} {value!r} {INVALID_ID}")
 
 

@@ -8,13 +8,15 @@ When they do is tested in ``tests/unit/broker/test_pending_requests.py``.
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -589,6 +591,36 @@ def test_an_invalid_client_id_is_refused(make_client: MakeClient) -> None:
 def test_an_invalid_task_name_is_refused_before_anything_is_sent(client: Client) -> None:
     with pytest.raises(LocalProtocolError, match="is not a valid id"):
         client.submit("no/task", IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"task": None}, "task None is not a valid id"),
+        ({"inputs": None}, "inputs must be a mapping of names to texts or bytes, got NoneType"),
+        ({"inputs": [b"x"]}, "inputs must be a mapping of names to texts or bytes, got list"),
+        (
+            {"inputs": {"image": Path("cat.jpg")}},
+            "the input image must be a text, or the bytes of a file, got Posix",
+        ),
+        ({"inputs": {"text": ["a cat"]}}, "the input text must be a text, or the bytes of a file, got list"),
+        ({"inputs": {"text": "\ud800"}}, "text is not text"),
+        ({"deadline_s": "5"}, "deadline_s must be greater than 0 and at most 86400, got '5'"),
+        ({"deadline_s": None}, "deadline_s must be greater than 0 and at most 86400, got None"),
+    ],
+)
+def test_an_argument_of_a_wrong_type_is_told(client: Client, arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(LocalProtocolError, match=f"^{re.escape(says)}"):
+        client.submit(**{"task": "classify", "inputs": IMAGE} | arguments)
+
+
+def test_a_client_id_or_a_trace_context_of_a_wrong_type_is_told_or_left_out(
+    make_client: MakeClient, door: FrontDoor
+) -> None:
+    with pytest.raises(LocalProtocolError, match="client 5 is not a valid id"):
+        make_client(name=cast("Any", 5))
+    door.serve()
+    assert make_client().request("classify", IMAGE, traceparent=cast("Any", b"00-ab")).ok
 
 
 def test_answers_come_back_below_the_clients_own_topic(client: Client, door: FrontDoor) -> None:
