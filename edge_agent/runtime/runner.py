@@ -22,6 +22,7 @@ from broker.protocol.errors import ErrorCode, RequestFailed
 from broker.protocol.tensors import Array
 from edge_agent.modules import Module, Output, Pass, Prepared, Value
 from edge_agent.modules.inputs.notes import gathered
+from edge_agent.modules.panics import panics_as_errors
 from edge_agent.modules.threads import limit
 from edge_agent.runtime.engines import engine
 from edge_agent.runtime.out_of_memory import is_out_of_memory
@@ -138,12 +139,14 @@ def _chosen(module: Module, use: str | None) -> Pass:
     return chosen
 
 
+@panics_as_errors()
 def _prepared(chosen: Pass, values: Sequence[Value]) -> Prepared:
     with gathered() as notes:
         prepared = chosen.steps.prepare(values)
     return replace(prepared, notes=tuple(notes)) if notes else prepared
 
 
+@panics_as_errors()
 def _answered(chosen: Pass, arrays: Mapping[str, Array], prepared: Prepared) -> Output:
     output = chosen.steps.answer(arrays, prepared)
     return replace(output, notes=prepared.notes) if prepared.notes else output
@@ -171,6 +174,7 @@ def _alike(prepared: Mapping[int, Prepared], most: int) -> Iterator[tuple[int, .
             yield tuple(indices[first : first + most])
 
 
+@panics_as_errors()
 def _forward(module: Module, chosen: Pass, group: Sequence[Prepared]) -> list[Mapping[str, Array]]:
     """The arrays of each request of one pass, in memory of their own."""
     run = engine(module.engine).forward

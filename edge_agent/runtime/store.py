@@ -30,6 +30,7 @@ from edge_agent import modules
 from edge_agent.device.calibration import Calibration, Loaded
 from edge_agent.device.measurements import averaged
 from edge_agent.modules import Module
+from edge_agent.modules.panics import panics_as_errors
 from edge_agent.modules.weights import digests
 from edge_agent.runtime.out_of_memory import refused_memory
 
@@ -97,7 +98,8 @@ class Store:
         if ours:
             with digests.comparing_with(assigned.first_load) as compared:
                 try:
-                    loaded = self._calibration.load(assigned.spec, self._load)
+                    with panics_as_errors():
+                        loaded = self._calibration.load(assigned.spec, self._load)
                 except Exception as error:  # a loader runs the code of a family and of libraries
                     entry.digest = compared.found
                     self._finish(entry, None, _reason(assigned, error))

@@ -40,6 +40,7 @@ from broker.protocol.specs import ModuleSpec
 from broker.protocol.tensors import Array
 from edge_agent.modules import Module, Output, Pass, Prepared
 from edge_agent.modules.inputs import decoding, steps
+from edge_agent.modules.panics import panics_as_errors
 from edge_agent.modules.weights import check_size, ctranslate2_file, digests, identity, packaged, part_source
 from edge_agent.modules.weights.ctranslate2_file import ModelFile, Shape, Variable, open_whisper
 
@@ -220,7 +221,8 @@ def _digest(held: Mapping[str, Variable], directory: Path, part: str) -> str:
 
 def _tokenizer(directory: Path) -> Tokenizer:
     try:
-        return Tokenizer.from_file(str(directory / "tokenizer.json"))
+        with panics_as_errors():
+            return Tokenizer.from_file(str(directory / "tokenizer.json"))
     except Exception as error:  # the library raises Exception itself
         raise ModuleRefused(f"tokenizer.json can't be read ({error}): install it again") from error
 

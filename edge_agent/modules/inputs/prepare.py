@@ -35,6 +35,7 @@ from edge_agent.modules import Value
 from edge_agent.modules.inputs import decoding, sample_inputs, steps
 from edge_agent.modules.inputs.notes import note
 from edge_agent.modules.inputs.tokens import END, UNKNOWN, FastTokens, SigLIPTokens
+from edge_agent.modules.panics import panics_as_errors
 from edge_agent.modules.weights.checkpoint import Checkpoint, Config
 from edge_agent.modules.weights.identity import fingerprint
 from edge_agent.modules.weights.layout import read_object
@@ -98,7 +99,10 @@ def tokenizer(
         )
     directory = checkpoint.repository.required("config.json").parent
     try:
-        made: PreTrainedTokenizerBase = kind.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        with panics_as_errors():
+            made: PreTrainedTokenizerBase = kind.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # its files may be wrong in any way
         raise ModuleRefused(
             f"the tokenizer files in {directory} make no tokenizer ({first_line(error)}): fetch them again"

@@ -7,6 +7,7 @@ network. The libraries are imported when the first tokenizer is made.
 
 from __future__ import annotations
 
+import json
 import re
 import string
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from broker.protocol.preparation import TextPreparation
 from broker.protocol.sizes import show_bytes
 from broker.protocol.tensors import Array
 from edge_agent.modules.inputs.notes import note_cut_text
+from edge_agent.modules.panics import panics_as_errors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 SENTENCEPIECE = ".model"
 """The suffix of a file of sentencepiece."""
 MAX_FILE_BYTES = 64 * 2**20
+MAX_GROWTH = 64
+"""How much longer a normalizer may make a text; those that are known make 3 bytes of one."""
 END, UNKNOWN = "</s>", "<unk>"
 """SigLIP's special tokens. The first one pads, too."""
 PADS = ("[PAD]", "<pad>")
@@ -74,6 +78,7 @@ def read(directory: Path, how: TextPreparation) -> Tokens:
         raise ModuleRefused(f"{path} makes no tokenizer ({first_line(error)}): fetch it again") from error
 
 
+@panics_as_errors()
 def _made(content: bytes, how: TextPreparation) -> Tokens:
     if how.tokenizer.endswith(SENTENCEPIECE):
         return SigLIPTokens(content, how)
@@ -89,9 +94,14 @@ def _made(content: bytes, how: TextPreparation) -> Tokens:
 
 
 class FastTokens:
-    """A tokenizer of the tokenizers library. ``pad`` is the token that pads at ``side``."""
+    """A tokenizer of the tokenizers library. ``pad`` is the token that pads at ``side``.
+
+    Raises:
+        ModuleRefused: its file makes a long text, or many tokens, of a short one.
+    """
 
     def __init__(self, tokenizer: Tokenizer, how: TextPreparation, pad: str, *, side: str = "right") -> None:
+        _require_bounds(tokenizer, how)
         self._tokenizer = tokenizer
         self._longest, self._cut = how.longest, (tokenizer.truncation or {}).get("direction", "right")
         tokenizer.enable_truncation(how.longest, direction=self._cut)
@@ -118,6 +128,22 @@ class FastTokens:
     def file(self) -> bytes:
         """As ``Tokens`` says."""
         return self._tokenizer.to_str().encode()
+
+
+def _require_bounds(tokenizer: Tokenizer, how: TextPreparation) -> None:
+    """Refuse a file that makes more of a text than a pass is made for: what a request costs is known by its text."""
+    if (added := tokenizer.num_special_tokens_to_add(is_pair=False)) >= how.longest:
+        raise ModuleRefused(f"the tokenizer adds {added} tokens to each text, and a text has at most {how.longest}")
+    steps = [json.loads(tokenizer.normalizer.__getstate__())] if tokenizer.normalizer else []
+    growth, before = 1, 0
+    while steps:
+        step = steps.pop()
+        steps += step.get("normalizers", ())
+        before += len(step.get("prepend", "").encode())
+        growth *= max(1, len(step.get("content", "").encode()))
+    if growth > MAX_GROWTH or before > MAX_GROWTH:
+        reason = f"the tokenizer's normalizer makes a text more than {MAX_GROWTH} times as long: fetch its file again"
+        raise ModuleRefused(reason)
 
 
 class SigLIPTokens:

@@ -211,10 +211,14 @@ def refusal_of(cause: Exception) -> ModuleRefused:
         (refusal_of(OSError(errno.ENOMEM, "Cannot allocate memory")), r"^a needs 100 bytes, which this device"),
         (RuntimeError("first line\n  File x, line 3"), r"^a can't be loaded \(RuntimeError: first line\)$"),
         (KeyError(), r"^a can't be loaded \(KeyError: no reason given\)$"),
+        (
+            type("PanicException", (BaseException,), {})("index"),
+            r"^a can't be loaded \(RuntimeError: a library panicked: i",
+        ),
     ],
 )
 def test_whatever_goes_wrong_is_one_sentence_and_stays_listed_until_unloaded(
-    store: Store, loads: Loads, failure: Exception, sentence: str
+    store: Store, loads: Loads, failure: BaseException, sentence: str
 ) -> None:
     key = assigned("a").spec.key
     loads.failure = failure
