@@ -366,10 +366,10 @@ class Client:
                 self.duplicates += 1
                 return
             result, tensors = decode_result(delivery.payload, delivery.content_type)
-            wait_s = result.error.retry_after_s if result.error else None
-            if result.error and result.error.code == ErrorCode.NO_ROUTE and wait_s is not None:
+            code, wait_s = (result.error.code, result.error.retry_after_s) if result.error else (None, None)
+            if code == ErrorCode.NO_ROUTE and wait_s is not None:
                 self._pending.retry_after(request, wait_s, now_s)
-            else:
+            elif code != ErrorCode.OVERLOADED or self._pending.is_overloaded(request, wait_s or 0.0, now_s):
                 self._answer(request, result, tensors)
 
     def _advance(self, request: RequestId) -> None:

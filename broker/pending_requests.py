@@ -14,6 +14,7 @@ Invariants:
   file of access rules don't say so: where no route comes, an asked request is sent all the same.
 - An asked request (``ask``) ends with the reason as soon as an attempt to connect fails, unless there was a connection
   before. Other requests wait for the broker until their deadline.
+- A copy that is refused as overloaded ends a request only if all copies were: another front door may compute the first.
 - A route is watched while a request for its task is pending. Afterwards it is watched only if the task is served, or
   if it was served before the link was lost and the broker may still publish its route again.
 """
@@ -54,6 +55,7 @@ class PendingRequest:
     deadline_s: float
     next_send_s: float = -math.inf
     attempts: int = 0
+    refused: int = 0  # copies that no device computes
     refusals: dict[Topic, BrokerRefused] = field(default_factory=dict)  # by the kind of the request's topic
     given: Given | None = None
     traceparent: Traceparent | None = None
@@ -153,6 +155,7 @@ class PendingRequests:
         """No front door subscribes to the task's requests; one is about to."""
         if pending := self._requests.get(request):
             pending.nobody.add(TASK_REQUESTS if CLIENT_REQUESTS.match(self._prefix, topic) is None else CLIENT_REQUESTS)
+            pending.refused += 1
             self.retry_after(request, SOON_S, now_s)
 
     def on_topic_refused(self, topic: str, now_s: float) -> None:
@@ -169,6 +172,7 @@ class PendingRequests:
             named = CLIENT_REQUESTS.match(self._prefix, topic) is not None
             pending.refusals.setdefault(CLIENT_REQUESTS if named else TASK_REQUESTS, BrokerRefused(topic, reason))
             self._names_client = not named
+            pending.refused += 1
             self._expedite([pending], now_s)
         elif topic == RESULTS.filter(self._prefix, client=self._client_id):
             self._no_answers = BrokerRefused(topic, reason, "without it this client can't read its answers: allow it")
@@ -185,6 +189,13 @@ class PendingRequests:
     def retry_after(self, request: RequestId, wait_s: float, now_s: float) -> None:
         """Resend a request after ``wait_s`` at the latest: the task can't be served yet."""
         self._expedite([self._requests[request]], now_s + wait_s)
+
+    def is_overloaded(self, request: RequestId, wait_s: float, now_s: float) -> bool:
+        """A copy was refused; whether this ends the request. If not, no further copy is sent before ``wait_s``."""
+        pending = self._requests[request]
+        pending.refused += 1
+        pending.next_send_s = max(pending.next_send_s, now_s + wait_s)
+        return pending.refused >= pending.attempts
 
     def remove(self, request: RequestId) -> PendingRequest | None:
         """Remove a request that was answered, failed or cancelled; None when it was removed before."""

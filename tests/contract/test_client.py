@@ -247,6 +247,25 @@ def test_a_request_without_an_answer_is_resent(make_client: MakeClient, door: Fr
     assert len({request.correlation for request in door.requests}) == 1
 
 
+@twin_only
+def test_a_copy_that_is_refused_as_overloaded_leaves_the_first_its_answer(
+    make_client: MakeClient, door: FrontDoor
+) -> None:
+    def refuse(request: Delivery) -> tuple[bytes, str]:
+        assert request.correlation is not None
+        body = ErrorBody(code=ErrorCode.OVERLOADED, message="ask later", retry_after_s=NEVER_S)
+        return encode(Result(request=request.correlation.decode(), task="classify", error=body)), "application/json"
+
+    door.silent = 2
+    door.serve()
+    pending = make_client(first_retry_s=0.5).submit("classify", IMAGE, deadline_s=WAIT_S)
+    for _ in range(2):
+        assert door.arrived.acquire(timeout=WAIT_S)
+    for door.reply in (refuse, door._answer):
+        door.answer(door.requests[0])
+    assert pending.result(WAIT_S).ok
+
+
 def test_a_second_answer_is_counted_and_dropped(client: Client, door: FrontDoor) -> None:
     door.serve()
     client.request("classify", IMAGE)

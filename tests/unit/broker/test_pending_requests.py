@@ -83,6 +83,20 @@ def test_a_request_without_an_answer_is_resent_with_growing_delays(sent: Pending
     assert gaps_s == [FIRST_RETRY_S, 2.0, 4.0, LONGEST_RETRY_S, LONGEST_RETRY_S]
 
 
+def test_an_overloaded_device_ends_a_request_only_if_no_other_one_has_a_copy(sent: PendingRequests) -> None:
+    second_s = due_s(sent)
+    sent.step("r1", second_s)
+    assert not sent.is_overloaded("r1", 30.0, second_s), "another device may compute the first"
+    assert due_s(sent) == second_s + 30.0, "no copy before the time that the device says"
+    assert sent.is_overloaded("r1", 30.0, second_s)
+
+
+def test_a_copy_that_nobody_got_is_not_waited_for(sent: PendingRequests) -> None:
+    sent.on_undelivered("r1", NAMED, START_S)
+    sent.step("r1", due_s(sent))
+    assert sent.is_overloaded("r1", 1.0, due_s(sent))
+
+
 def test_a_first_retry_beyond_the_longest_is_kept() -> None:
     pending = PendingRequests(PREFIX, "camera", "mqtt://broker:1883", first_retry_s=60.0)
     pending.on_link_up(START_S)
