@@ -190,8 +190,17 @@ def _check_given(path: Path, arrays: Mapping[str, Array], run: Run, of: str = ""
         if not fits or (np.dtype(dtype).kind == "f") != (array.dtype.kind == "f"):
             raise ModuleRefused(
                 f"{path}: its input {name} is {dtype} {_text(shape)}, and prepare gives {array.dtype} "
-                f"{_text(array.shape)}{of}: correct prepare in the task file"
+                f"{_text(array.shape)}{of}{_fix(shape, dtype, array)}"
             )
+
+
+def _fix(shape: Sequence[int | None], dtype: str, array: Array) -> str:
+    """The fix where a file doesn't take what is prepared for it. All pictures are prepared in one layout."""
+    is_picture = array.ndim == 4 and array.shape[1] == 3  # noqa: PLR2004 - (1, 3, height, width)
+    of_pictures = len(shape) == 4 and shape[0] in {None, 1} and shape[1] in {None, 3}  # noqa: PLR2004
+    if is_picture and not (of_pictures and np.dtype(dtype).kind == "f"):
+        return "; no prepare gives a picture another layout or type: export it for float32 (n, 3, height, width)"
+    return ": correct prepare in the task file"
 
 
 def _check_other(path: Path, need: steps.Need, run: Run) -> None:

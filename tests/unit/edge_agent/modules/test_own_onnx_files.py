@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,27 @@ def test_a_file_that_a_preparation_or_an_answer_cannot_fit_is_refused_with_the_f
         with pytest.raises(ModuleRefused, match=told) as caught:
             load(refused)
         assert str(caught.value).startswith(f"{directory / 'model.onnx'}")
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        (["n", 8, 8, 3], TensorProto.FLOAT),
+        (["n", 1, 8, 8], TensorProto.FLOAT),
+        ([8, 3, 8, 8], TensorProto.FLOAT),
+        ([3, 8, 8], TensorProto.FLOAT),
+        (SHAPE, TensorProto.UINT8),
+    ],
+    ids=["channels-last", "grey", "a-batch-of-8", "no-batch", "bytes"],
+)
+def test_a_file_that_takes_no_picture_of_any_preparation_is_to_be_exported_again(
+    directory: Path, shape: list[Any], dtype: int
+) -> None:
+    cast = helper.make_node("Cast", ["x"], ["numbers"], to=TensorProto.FLOAT)
+    flat = [cast, helper.make_node("Flatten", ["numbers"], ["row"]), FLAT[1]]
+    write(directory, shape, flat, math.prod(shape[1:]), dtype)
+    with pytest.raises(ModuleRefused, match=r"another layout or type: export it for float32 \(n, 3, height, width\)$"):
+        load(spec("encoder", prepare=PICTURE))
 
 
 def test_lengths_that_fit_the_sample_only_by_chance_are_refused(directory: Path) -> None:
