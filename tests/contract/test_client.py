@@ -261,7 +261,8 @@ def test_a_copy_that_is_refused_as_overloaded_leaves_the_first_its_answer(
     pending = make_client(first_retry_s=0.5).submit("classify", IMAGE, deadline_s=WAIT_S)
     for _ in range(2):
         assert door.arrived.acquire(timeout=WAIT_S)
-    for door.reply in (refuse, door._answer):
+    for reply in (refuse, door._answer):
+        door.reply = reply
         door.answer(door.requests[0])
     assert pending.result(WAIT_S).ok
 
