@@ -194,7 +194,8 @@ def read_connection(*places: Place, data: bool = False, warn: Callable[[str], ob
         client_id=next((place.keys.client_id for place in places if place.keys.client_id), None),
         site=next((place.keys.site for place in places if place.keys.site), None),
     )
-    for warning in _warnings(found):
+    written = Path(at.file) if at is not None and at.file and address.password else None
+    for warning in _warnings(found, written):
         if warning not in _warned:
             _warned.add(warning)
             warn(warning)
@@ -268,12 +269,12 @@ def _named(given: Mapping[str, Any], names: Mapping[str, str]) -> Place:
         raise BadFile(file=names.get(key, key), problem=problem, fix="change it") from error
 
 
-def _warnings(connection: Connection) -> list[str]:
-    """The sentences about what is insecure."""
+def _warnings(connection: Connection, written: Path | None) -> list[str]:
+    """The sentences about what is insecure; ``written`` is a person's file with a password in its address."""
     found = []
     if connection.password and not connection.tls and not connection.is_loopback:
         found.append(f"the password for {connection.url} crosses the network in plain text: use mqtts://")
-    for path in (connection.password_file, connection.key or connection.cert):
+    for path in (connection.password_file, connection.key or connection.cert, written):
         with suppress(OSError):
             if path is not None and path.is_file() and path.stat().st_mode & 0o007:
                 found.append(f"every user of this machine can read {path}: chmod 600 {path}")

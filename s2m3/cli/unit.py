@@ -11,7 +11,7 @@ from pathlib import Path
 from broker.arguments import connection_of
 from broker.files import load_spec
 from broker.protocol.errors import BadFile
-from broker.transport.connection import ConnectionFile, ConnectionKeys
+from broker.transport.connection import ConnectionFile, ConnectionKeys, parse_url
 from s2m3.cli.commands import CommandParser
 from s2m3.units import SERVICES, require_visible, unit
 
@@ -49,6 +49,10 @@ def unit_of(service: str, words: Sequence[str], *, name: str, program: Path | No
         raise BadFile(file=f"s2m3 {service}", problem=f"{given.verb} isn't a service", fix="leave it out")
     if getattr(given, "state_dir", None):
         raise BadFile(file="--state-dir", problem=f"a service has /var/lib/{name}", fix="leave it out")
+    if given.broker and parse_url(given.broker).password:
+        problem = "has a password, which every user of the machine could read in the unit and in the list of processes"
+        fix = "write broker, user and password_file into a file, and name it with --connection"
+        raise BadFile(file="--broker", problem=problem, fix=fix)
     places: list[tuple[Path, ConnectionKeys]] = []
     if given.connection:
         places.append((Path(given.connection), load_spec(given.connection, ConnectionFile)))

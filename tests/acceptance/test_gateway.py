@@ -243,6 +243,7 @@ WRONG = (
     ),
     (("unit", "--name", "a b", "orchestrator"), "--name: 'a b' is not a valid name of a unit"),
     (("unit", "agent", "--config", "gone.yaml"), "gone.yaml: No such file"),
+    (("unit", "http", "--broker", "mqtt://a:b@gw"), "--broker: has a password, which every user of the machine could"),
     (("unit", "http", "--colour"), "unrecognized arguments: --colour"),
     (("unit", "sources", "check", "x"), "check isn't a service"),
     (("unit", "camera"), "there is no choice 'camera'"),

@@ -257,6 +257,16 @@ def test_a_password_file_that_everybody_can_read_is_warned_of(tmp_path: Path, wa
         assert bool(warnings) == warned
 
 
+def test_a_file_with_a_password_in_its_address_is_warned_of_as_a_password_file(
+    tmp_path: Path, warnings: set[str]
+) -> None:
+    read_connection(file(tmp_path, "broker: mqtt://127.0.0.1\n"))
+    assert not warnings
+    read_connection(file(tmp_path, "broker: mqtt://cam:s3cret@127.0.0.1\n"))
+    path = tmp_path / "site.yaml"
+    assert warnings == {f"every user of this machine can read {path}: chmod 600 {path}"}
+
+
 def test_a_password_from_a_pipe_is_read_once(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
