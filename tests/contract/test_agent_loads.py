@@ -254,11 +254,12 @@ def test_a_module_that_is_undeployed_while_it_waits_is_not_loaded(
     monkeypatch.setattr(loads, "STILL_S", 3600.0)
     monkeypatch.setattr(loads, "YIELD_S", 3600.0)
     last = module("last", memory_bytes=10)
-    world.assign(STUCK, GOOD)
-    until(lambda: world.begun)
-    world.assign(STUCK, generation=2)
-    world.assign(STUCK, last, generation=3)
-    world.await_generation(3)
+    world.assign(STUCK)
+    until(lambda: world.begun)  # of two at once either may begin
+    world.assign(STUCK, GOOD, generation=2)
+    world.assign(STUCK, generation=3)
+    world.assign(STUCK, last, generation=4)
+    world.await_generation(4)
     world.released.set()
     world.held(lambda held: "last" in held and held["last"].state == "ready")
     assert world.begun == ["stuck", "last"]

@@ -405,10 +405,12 @@ def test_ask_raises_that_another_client_has_its_id(
     def publish(*_: object) -> None:
         other.publish(TASK_ROUTE.at(prefix_of(unique_prefix), task="classify"), loading, 1, retain=True)
 
-    other.on_connect = publish
+    published = threading.Event()
+    other.on_connect, other.on_publish = publish, lambda *_: published.set()
     other.connect(HOST, parse_url(mosquitto_url).port)
     other.loop_start()
     try:
+        assert published.wait(PATIENCE_S)
         sentence = f"the client id {unique_prefix} (is|seems to be) in use elsewhere"
         ask_fails(mosquitto_url, sentence, caplog, client_id=unique_prefix, site=unique_prefix)
     finally:
