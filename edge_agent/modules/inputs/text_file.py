@@ -9,7 +9,10 @@ Invariant: no text that leaves has a NUL. Those at the end are dropped: they end
 from __future__ import annotations
 
 import codecs
+import encodings
+import pkgutil
 import re
+from encodings.aliases import aliases
 
 from broker.protocol.codec import RawInput
 from edge_agent.modules.inputs.file_kinds import kind_of
@@ -30,6 +33,10 @@ _TAKEN = re.compile(
 )
 
 
+# The encodings of Python, by all their names. It remembers each other name that is looked up, for ever.
+_NAMES = {*aliases, *aliases.values()} | {each.name for each in pkgutil.iter_modules(encodings.__path__)}
+
+
 class NotText(ValueError):
     """The bytes aren't a text in an encoding that they or their content type tell; the reason in a few words."""
 
@@ -39,10 +46,13 @@ def charset(content_type: str) -> str:
     stated = _CHARSET.search(content_type)
     if not stated:
         return UTF_8
-    try:
-        found = codecs.lookup(stated[1]).name
-    except LookupError:
+    name = encodings.normalize_encoding(stated[1]).lower()
+    if name not in _NAMES and name.replace(".", "_") not in aliases:
         return stated[1].lower()
+    try:
+        found = codecs.lookup(name).name
+    except LookupError:  # of another system
+        return name
     return UTF_8 if found == "ascii" else found
 
 

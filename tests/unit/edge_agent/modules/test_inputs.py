@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import encodings
 import re
 import warnings
 import zlib
@@ -188,6 +189,13 @@ def test_a_text_is_read_in_the_encoding_that_its_content_type_states(charset: st
     )
     sent = RawInput(text.encode(encoding), f"text/plain; format=flowed; Charset={charset}")
     assert decoding.lines(sent) == text.split("\n")
+
+
+def test_names_of_encodings_that_nobody_knows_are_not_remembered() -> None:
+    remembered = set(encodings._cache)
+    for number in range(9):
+        refused(decoding.lines, RawInput(b"a cat", f"text/plain; charset=klingon-{number}"))
+    assert set(encodings._cache) == remembered
 
 
 @pytest.mark.parametrize("charset", ["klingon", "idna", "unicode_escape", "base64", "utf-7", "undefined"])
