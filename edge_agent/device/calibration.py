@@ -5,9 +5,11 @@ warm up, up to ``PASSES`` passes against the clock, resident memory again. Measu
 a moment without a forward pass, at most ``PATIENCE_S``, so that neither disturbs the other.
 
 A footprint is the growth of resident memory, and at least ``memory_bytes`` of the spec. Pages that a library keeps for
-later modules count for the first one. Memory that a pass needs for a moment belongs to the device's headroom. A module
-without sample inputs, or whose pass would by its operations take longer than ``LONGEST_S``, isn't run: its seconds come
-with its first requests.
+later modules count for the first one. Memory that a pass needs for a moment belongs to the device's headroom.
+
+A module without sample inputs, or whose pass would by its operations take longer than ``LONGEST_S``, isn't run: its
+seconds come with its first requests. One that fails on a picture, texts or a sound isn't loaded; made-up arrays, in
+place of another module's, may be odd.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from broker.protocol.errors import ModuleRefused
+from broker.protocol.codec import RawInput
+from broker.protocol.errors import ModuleRefused, RequestFailed, first_line
 from broker.protocol.sizes import show_sizes
 from broker.protocol.specs import ModuleKey, ModuleSpec
 from edge_agent.device import footprint
@@ -178,9 +181,13 @@ class Calibration:
             return None
         try:
             return self._clocked(module, values, use)
-        except Exception as error:  # it may fail on sample inputs and work on real ones
+        except Exception as error:  # it may fail on made-up arrays and work on another module's
             if is_out_of_memory(error):
                 raise
+            if all(isinstance(value, RawInput) for value in values) and not isinstance(error, RequestFailed):
+                why = f"{type(error).__name__}: {first_line(error)}"
+                fix = "its files don't fit each other; correct them, or name others"
+                raise ModuleRefused(f"it fails on a usual input ({why}): {fix}") from error
             log.warning("module_not_calibrated", family=spec.family, why=f"{type(error).__name__}: {error}")
             return None
 

@@ -20,6 +20,7 @@ from edge_agent.device.calibration import FRESH_BYTES, LONGEST_S, PASSES, Calibr
 from edge_agent.device.footprint import resident_bytes
 from edge_agent.device.measurements import Measurements
 from edge_agent.modules import Module, Output, Value
+from edge_agent.modules.inputs import sample_inputs
 from edge_agent.runtime.store import Store
 from s2m3.bench.memory.processes import memory_of
 from s2m3.catalogue import load_task
@@ -53,6 +54,7 @@ class Bench:
         self.passes_s = [0.4, 0.05, 0.06, 0.07, 0.05, 0.06]
         self.passes = 0
         self.failure: Exception | None = None
+        self.sample: tuple[Value, ...] = ({},)
 
     def calibration(self, measured: Measurements | None = None, speed: float = 1.0) -> Calibration:
         return Calibration(
@@ -71,10 +73,10 @@ class Bench:
         self.now_s += self.load_s
         if self.resident is not None:
             self.resident += self.grows
-        return computing(self.compute, sample=({},))
+        return computing(self.compute, sample=self.sample)
 
     def compute(self, *values: Value) -> Output:
-        assert values == ({},)
+        assert values == self.sample
         if self.failure is not None:
             raise self.failure
         self.now_s += self.passes_s[self.passes % len(self.passes_s)]
@@ -144,10 +146,18 @@ def test_a_module_without_sample_inputs_is_ready_unmeasured(bench: Bench) -> Non
     assert (held.state, held.compute_s) == ("ready", None)
 
 
-def test_a_sample_pass_that_fails_does_not_cost_the_module(bench: Bench) -> None:
+def test_a_pass_on_made_up_arrays_that_fails_does_not_cost_the_module(bench: Bench) -> None:
     bench.failure = RuntimeError("odd")
     held = bench.store().load(assigned(catalogue_spec()))
     assert (held.state, held.compute_s) == ("ready", None)
+
+
+def test_a_module_that_fails_on_a_usual_picture_is_refused_with_its_reason(bench: Bench) -> None:
+    bench.sample, bench.failure = (sample_inputs.picture(),), ValueError("an image of 64 x 64 doesn't fit\nat all")
+    with pytest.raises(
+        ModuleRefused, match=r"fails on a usual input \(ValueError: an image of 64 x 64 doesn't fit\): its"
+    ):
+        bench.store().load(assigned(catalogue_spec()))
 
 
 def test_a_sample_pass_without_memory_does(bench: Bench) -> None:
