@@ -25,12 +25,11 @@ _Floats = NDArray[np.float64]
 
 def features(samples: Samples, how: SoundPreparation) -> Array:
     """The features float32 of samples (n,), n at least 1: ``how.layout`` says of which lengths."""
+    _note_cut(len(samples), how)
     if how.samples is not None:
-        _note_cut(len(samples), how.samples, how.rate_hz)
         samples = _filled(samples[: how.samples], how.samples, how.fill)
     found = _logarithm(_energies(samples, how), how).astype(np.float32)  # (bands, frames)
     if how.frames is not None:
-        _note_cut(found.shape[1], how.frames, how.rate_hz / how.hop)
         found = found[:, : how.frames]
     if how.range is not None:
         found = np.maximum(found, found.max() - how.range)
@@ -41,9 +40,14 @@ def features(samples: Samples, how: SoundPreparation) -> Array:
     return np.ascontiguousarray(laid_out[how.layout], dtype=np.float32)
 
 
-def _note_cut(there: int, used: int, rate_hz: float) -> None:
-    if there > used:
-        note(f"the sound lasts {there / rate_hz:.1f} s, and its first {used / rate_hz:.1f} s are used: the rest is cut")
+def _note_cut(there: int, how: SoundPreparation) -> None:
+    """Tell a cut of at least one hop: a sound of exactly the length may have a frame more, of its last sample."""
+    edge = 0 if how.centred else how.window - how.hop
+    limits = [] if how.frames is None else [how.frames * how.hop + edge]
+    used = min(limits if how.samples is None else [*limits, how.samples], default=there)
+    if there - used >= how.hop:
+        lasts_s, used_s = there / how.rate_hz, used / how.rate_hz
+        note(f"the sound lasts {lasts_s:.1f} s, and its first {used_s:.1f} s are used: the rest is cut")
 
 
 def _filled(samples: Samples, length: int, fill: str) -> Samples:

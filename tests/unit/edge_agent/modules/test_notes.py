@@ -91,6 +91,15 @@ def test_a_cut_sound_is_named_with_its_seconds() -> None:
         assert found == ["the sound lasts 2.5 s, and its first 1.0 s are used: the rest is cut"]
 
 
+def test_a_sound_that_is_filled_to_a_length_is_not_cut() -> None:
+    """Whisper's 30 seconds have 3,000 frames, and one more around the last sample."""
+    how = SoundPreparation(rate_hz=16_000, samples=16_000, window=400, hop=160, frames=100, bands=8, highest_hz=8000.0)
+    for samples in (1, 8_000, 16_000):
+        with gathered() as found:
+            spectrogram.features(np.zeros(samples, np.float32), how)
+        assert found == []
+
+
 def test_notes_are_few_and_short_and_go_nowhere_outside() -> None:
     note("to nobody")
     with gathered() as found:
