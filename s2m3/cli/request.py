@@ -9,7 +9,7 @@ from pydantic import JsonValue
 
 from broker.client import Client, Response
 from broker.given_inputs import Given, read_given
-from broker.protocol.errors import NotConnected
+from broker.protocol.errors import BadFile, NotConnected
 from broker.transport.connection import Connection
 from s2m3.cli.arguments import add_connection, connection_of, seconds, when_reached
 from s2m3.cli.output import print_result
@@ -18,24 +18,30 @@ from s2m3.cli.output import print_result
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("task", metavar="TASK")
-    parser.add_argument("--image", metavar="FILE")
+    parser.add_argument("--image", metavar="FILE", action="append", default=[])
     parser.add_argument(
         "--text", metavar="S", action="append", default=[], help="again for a second text, or one more line"
     )
-    parser.add_argument("--audio", metavar="FILE")
+    parser.add_argument("--audio", metavar="FILE", action="append", default=[])
     parser.add_argument("--deadline", type=seconds, default=30.0, metavar="S", help="seconds, default 30")
     add_connection(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Send one request; 0 when it was answered, 1 when it ended in an error."""
-    given = read_given(arguments.image, arguments.text, arguments.audio)
+    given = read_given(_only("--image", arguments.image), arguments.text, _only("--audio", arguments.audio))
     connection = connection_of(arguments)
     response = when_reached(lambda: _ask(arguments, connection, given))
     result = response.result.model_dump(mode="json", exclude_none=True)
     document = result | {"latency_s": response.latency_s, "attempts": response.attempts}
     print_result(arguments, document, lambda _: _print(response))
     return 0 if response.ok else 1
+
+
+def _only(option: str, files: list[str]) -> str | None:
+    if len(files) > 1:  # as elsewhere the last one would count, and the others would be dropped without a word
+        raise BadFile(file=option, problem=f"is given {len(files)} times", fix="send a request for each file")
+    return files[0] if files else None
 
 
 def _ask(arguments: argparse.Namespace, connection: Connection, given: Given) -> Response:

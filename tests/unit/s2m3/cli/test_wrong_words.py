@@ -41,6 +41,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["undeploy", "pocket/classify"], "takes the name of a task; write classify"),
         (["sources", "check", "classify"], "classify: there is no such file; name a file with sources"),
         (["request", "classify", "--image", ""], "image is an empty path: name a file"),
+        (["request", "classify", "--image", "a", "--image", "b"], "--image: is given 2 times; send a request for each"),
     ],
 )
 def test_a_wrong_word_is_one_line_that_says_what_was_meant(
