@@ -11,13 +11,17 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from broker.protocol.errors import BadFile
 from broker.structured_log import structlog
 
 LOG_FORMAT = "S2M3_LOG_FORMAT"
+MOST_WARNINGS, WITHIN_S = 100, 10.0
+"""The lines of one warning in this time: most are about strangers' messages, and a log must not fill the disk."""
 
 
 def log_to_stderr(log_format: str | None = None, *, level: int = logging.INFO) -> None:
@@ -37,6 +41,7 @@ def log_to_stderr(log_format: str | None = None, *, level: int = logging.INFO) -
     is_console = wanted == "console"
     structlog.configure(
         processors=[
+            _Warnings(),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *([] if is_console else [structlog.processors.format_exc_info]),
@@ -47,6 +52,28 @@ def log_to_stderr(log_format: str | None = None, *, level: int = logging.INFO) -
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # looked up for each line: tests replace it
     )
+
+
+class _Warnings:
+    """Drops the lines of a warning that come too often; the first one after that says how many were left out."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[float, int]] = {}  # warning -> when its time began, and its lines since then
+
+    def __call__(self, _logger: object, level: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        if level != "warning":
+            return fields
+        name, now_s = str(fields.get("event")), time.monotonic()
+        began_s, lines = self._seen.get(name, (now_s, 0))
+        left_out = 0
+        if now_s - began_s > WITHIN_S:
+            left_out, began_s, lines = max(0, lines - MOST_WARNINGS), now_s, 0
+        self._seen[name] = began_s, lines + 1
+        if lines >= MOST_WARNINGS:
+            raise structlog.DropEvent
+        if left_out:
+            fields["lines_left_out"] = left_out
+        return fields
 
 
 def return_freed_memory() -> None:

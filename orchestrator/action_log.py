@@ -27,7 +27,7 @@ def log_action(action: Action) -> None:
             names = {role: [m.module for m in assignment.modules if m.role == role] for role in ("active", "standby")}
             _log.info("assignment", device=device, generation=assignment.generation, **names)
         case events.AnswerError(reply_to, _, result):
-            _log.info("request_refused", task=result.task, request=result.request, reply_to=reply_to)
+            _log.debug("request_refused", task=result.task, request=result.request, reply_to=reply_to)
         case events.Resign(why, _):
             _log.warning("resigning", why=why)
         case events.Note(event, fields):

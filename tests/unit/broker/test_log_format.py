@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import structlog
 
-from broker.process import log_to_stderr
+from broker.process import MOST_WARNINGS, WITHIN_S, log_to_stderr
 from broker.protocol.errors import BadFile
 from s2m3.cli.main import main
 
@@ -25,6 +26,27 @@ def logged(capsys: pytest.CaptureFixture[str], log_format: str | None = None) ->
     log_to_stderr(log_format)
     structlog.get_logger().warning("link_down", reason="gone")
     return capsys.readouterr().err
+
+
+def test_a_warning_that_comes_too_often_is_left_out_and_counted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("broker.process.time", SimpleNamespace(monotonic=lambda: now_s))
+    log_to_stderr("json")
+    log = structlog.get_logger()
+    for number in range(MOST_WARNINGS + 30):
+        log.warning("message_refused", number=number)
+        log.info("answered")
+    log.warning("link_down")
+    now_s = WITHIN_S + 1
+    for number in range(2):
+        log.warning("message_refused", number=number)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    refused = [line for line in lines if line["event"] == "message_refused"]
+    assert len(refused) == MOST_WARNINGS + 2
+    assert [line.get("lines_left_out") for line in refused[-3:]] == [None, 30, None]
+    assert len(lines) == len(refused) + MOST_WARNINGS + 30 + 1
 
 
 @pytest.mark.parametrize(
