@@ -46,8 +46,7 @@ def write_gateway(folder: Path, given: Mapping[str, object], places: Sequence[Pl
         contents = _connection(places)
     else:
         read_connection(*places)
-    lines = yaml.safe_dump(dict(given), sort_keys=False, allow_unicode=True)
-    contents[AGENT_FILE] = (HEAD.format(id=given["id"]) + lines).encode()
+    contents[AGENT_FILE] = _text(given)
     written: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -67,6 +66,17 @@ def write_gateway(folder: Path, given: Mapping[str, object], places: Sequence[Pl
         _remove(written)
         raise
     return written
+
+
+def check_agent(file: Path, given: Mapping[str, object]) -> None:
+    """Write an agent's file of these keys, and raise BadFile for a wrong value."""
+    file.write_bytes(_text(given))
+    _check(file)
+
+
+def _text(given: Mapping[str, object]) -> bytes:
+    lines = yaml.safe_dump(dict(given), sort_keys=False, allow_unicode=True)
+    return (HEAD.format(id=given["id"]) + lines).encode()
 
 
 def _check(file: Path) -> None:

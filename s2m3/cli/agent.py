@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import socket
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from broker.arguments import OneLineParser, add_broker, places_of
+from broker.directories import in_home
 from broker.protocol.errors import BadFile
+from broker.transport.connection import parse_url
 
 DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
 KEYS = ("id", "memory", "engine", "models", "tasks", "threads")
@@ -77,16 +83,17 @@ def _init(arguments: argparse.Namespace) -> int:
         unit_file.write_text(text)
         written.append(unit_file)
     print(f"{folder}: {', '.join(path.name for path in written)}")
-    print(f"by hand: s2m3 agent {' '.join(words)}")
+    print(f"by hand: s2m3 agent {shlex.join(words)}")
     if arguments.systemd:
-        print(f"as a service, as root: cp {unit_file} /etc/systemd/system/ && systemctl enable --now s2m3-agent")
+        copy = f"cp {shlex.quote(str(unit_file))} /etc/systemd/system/"
+        print(f"as a service, as root: {copy} && systemctl enable --now s2m3-agent")
     return 0
 
 
 def _value(key: str, given: object) -> object:
     """The value of a key. A number of bytes stays a number, so that ``--memory 300`` is refused as in a file."""
     if isinstance(given, Path):
-        return str(given.absolute())
+        return str(in_home(given).absolute())
     return int(str(given)) if key == "memory" and re.fullmatch("[0-9]+", str(given)) else given
 
 
@@ -94,15 +101,37 @@ def _ask(arguments: argparse.Namespace) -> None:
     """Ask at the terminal for what the command line leaves out."""
     if not arguments.id:
         name = re.sub("[^a-z0-9-]+", "-", socket.gethostname().partition(".")[0].lower()).strip("-") or "gateway"
-        arguments.id = _answer("the device's name", name)
+        arguments.id = _answer("the device's name", name, partial(_check, "id")) or name
     if not (arguments.broker or arguments.connection):
-        arguments.broker = _answer("the broker's address", DEFAULT_BROKER)
+        arguments.broker = _answer("the broker's address", DEFAULT_BROKER, parse_url) or DEFAULT_BROKER
     if not arguments.memory:
-        arguments.memory = _answer("memory for modules, such as 300MiB", "what is free at each start", default_is=None)
+        question = "memory for modules, such as 300MiB"
+        arguments.memory = _answer(question, "what is free at each start", partial(_check, "memory")) or None
     if not arguments.models:
-        models = _answer("the models directory", "none", default_is=None)
+        models = _answer("the models directory", "none", in_home)
         arguments.models = Path(models) if models else None
 
 
-def _answer(question: str, shown: str, **otherwise: str | None) -> str | None:
-    return input(f"{question} [{shown}]: ").strip() or otherwise.get("default_is", shown)
+def _answer(question: str, shown: str, check: Callable[[str], object]) -> str:
+    """An answer that passes its check, or an empty one: of a wrong one it says why, and asks again."""
+    while True:
+        try:
+            answer = input(f"{question} [{shown}]: ").strip()
+        except EOFError:
+            raise KeyboardInterrupt from None
+        try:
+            if answer.isprintable():
+                if answer:
+                    check(answer)
+                return answer
+            print("has signs that can't be printed; write it again")
+        except BadFile as error:
+            print(f"{error.problem}; {error.fix}")
+
+
+def _check(key: str, answer: str) -> None:
+    """Raise BadFile for an answer that the agent's file may not have."""
+    from s2m3.gateway import check_agent  # noqa: PLC0415 - only for this command
+
+    with TemporaryDirectory() as folder:
+        check_agent(Path(folder, "agent.yaml"), {"id": "gw-a", key: _value(key, answer)})

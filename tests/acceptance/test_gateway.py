@@ -228,6 +228,37 @@ def test_at_a_terminal_it_asks(
     assert "password" not in capsys.readouterr().out
 
 
+def test_a_wrong_answer_at_a_terminal_is_asked_for_again(
+    tmp_path: Path, exit_code: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = ["GW A", "gw-\udcfc", "gw-b", "gw-b", "mqtt://broker", "300", "lots", "1GiB", "~/models"]
+    given = iter(answers)
+    monkeypatch.setattr("builtins.input", lambda _: next(given))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("HOME", "/srv/home")
+    folder = tmp_path / "a folder"
+    assert exit_code(["agent", "init", "--to", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load((folder / "connection.yaml").read_text())["broker"].startswith("mqtt://broker")
+    wanted = {"id": "gw-b", "memory": "1GiB", "models": "/srv/home/models"}
+    assert yaml.safe_load((folder / "agent.yaml").read_text()) == wanted
+    for sentence in ("is not a valid id", "can't be printed", "has no mqtt://", "did you mean 300MiB?", "a valid size"):
+        assert sentence in printed
+    assert f"--config '{folder / 'agent.yaml'}' --connection" in printed
+
+
+def test_the_end_of_the_input_at_a_terminal_ends_it(
+    exit_code: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def closed(_: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", closed)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    assert exit_code(["agent", "init"]) == 130
+    assert capsys.readouterr().err.startswith("s2m3: interrupted")
+
+
 WRONG = (
     (("agent", "init"), "--id: is missing; name the device, as in --id gw-a"),
     (("agent", "init", "--id", "a/b"), "--id: is not a valid id"),
