@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from numbers import Real
+from pathlib import Path
 from typing import Self
 
 import structlog
@@ -43,7 +44,7 @@ from broker.protocol.tensors import Tensors
 from broker.protocol.topics import RESULTS, TASK_REQUESTS, TASK_ROUTE, prefix_of, read, require_id
 from broker.protocol.trace_context import read_traceparent
 from broker.transport.connect import client_id_for, connect
-from broker.transport.connection import Connection, argument, read_connection
+from broker.transport.connection import Connection, argument, connection_file, read_connection
 from broker.transport.denials import Denials
 from broker.transport.mailbox import Mailbox
 from broker.transport.port import Delivery, Denied, LinkDown, LinkEvent, LinkUp, MakeTransport, Outgoing, Undelivered
@@ -95,8 +96,9 @@ class Client:
     ``request_async`` are for asyncio. One client serves several threads, and is a context manager.
 
     Args:
-        broker: its address, ``mqtt://host:port`` or ``mqtts://host:port``, or a whole ``Connection``. What an address
-            leaves open, and without one everything, comes from the environment (``S2M3_BROKER``, ``S2M3_CA``, ...).
+        broker: its address, ``mqtt://host:port`` or ``mqtts://host:port``, the ``pathlib.Path`` of a connection file,
+            or a whole ``Connection``. What an address or a file leaves open, and without one everything, comes from
+            the environment (``S2M3_BROKER``, ``S2M3_CA``, ...).
         client_id: a unique id, also of its MQTT connection; answers come back below its topic. Default: the
             connection's, or else a new one.
         site: the site's topic prefix, when it has one; default: the connection's.
@@ -111,7 +113,7 @@ class Client:
 
     def __init__(
         self,
-        broker: str | Connection | None = None,
+        broker: str | Path | Connection | None = None,
         *,
         client_id: str | None = None,
         site: str | None = None,
@@ -119,12 +121,13 @@ class Client:
         make_transport: MakeTransport = connect,
     ) -> None:
         if not isinstance(broker, Connection):
-            if not (broker is None or isinstance(broker, str)):  # an error of the reader's would show the value
+            if not (broker is None or isinstance(broker, (str, Path))):  # an error of the reader's would show the value
                 kind = type(broker).__name__
                 raise LocalProtocolError(
-                    f"broker must be an address such as mqtt://host:port, or a Connection, got {kind}"
+                    "broker must be an address such as mqtt://host:port, or the pathlib.Path of a connection file, "
+                    f"got {kind}"
                 )
-            broker = read_connection(argument(broker))
+            broker = read_connection(connection_file(broker) if isinstance(broker, Path) else argument(broker))
         connection = replace(broker, site=site or broker.site)
         self.client_id = client_id or connection.client_id or f"client-{uuid.uuid4().hex[:12]}"
         self.duplicates = 0

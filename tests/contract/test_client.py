@@ -603,6 +603,22 @@ def test_a_callback_may_close_the_client(client: Client, door: FrontDoor) -> Non
     assert closed.wait(WAIT_S)
 
 
+def test_a_path_is_that_of_a_connection_file(tmp_path: Path) -> None:
+    file = tmp_path / "connection.yaml"
+    file.write_text("broker: mqtts://broker.lan\nuser: cam-1\nclient_id: cam-1\nsite: plant-4\n", encoding="utf-8")
+    reached: list[Connection] = []
+
+    def reach(connection: Connection, **options: Any) -> Transport:
+        reached.append(connection)
+        return MemoryTransport(MemoryBroker(), **options)
+
+    with Client(file, make_transport=reach) as client:
+        assert client.client_id == "cam-1"
+    assert [(each.url, each.user, each.site) for each in reached] == [("mqtts://broker.lan:8883", "cam-1", "plant-4")]
+    with pytest.raises(LocalProtocolError, match=r"or the pathlib.Path of a connection file, got bytes$"):
+        Client(cast("Any", b"mqtt://u:p@h"))
+
+
 def test_an_invalid_client_id_is_refused(make_client: MakeClient) -> None:
     with pytest.raises(LocalProtocolError, match="is not a valid id"):
         make_client(name="Camera 1")
