@@ -18,9 +18,10 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from broker.protocol.errors import NotConnected, TransportError
+from broker.protocol.errors import BadFile, NotConnected, TransportError
 from broker.protocol.topics import SITES
 from broker.servers.access import Account, Rights, rights_of
 from broker.transport.connect import connect
@@ -36,6 +37,8 @@ SALT_BYTES, HASH_BYTES = 12, 64  # as the plugin of Mosquitto 2.0 demands
 ITERATIONS = 101  # the plugin's own number: passwords have 256 random bits, so nothing is gained by more
 PASSWORD_BYTES = 32
 ANSWER_S = 10.0
+
+_LISTS = (("clients", "username"), ("roles", "rolename"))
 
 Command = dict[str, Any]
 Document = dict[str, Any]
@@ -72,6 +75,24 @@ def empty_document(admin: Login) -> Document:
     rights = Rights(own, own, own)
     apply(document, [_create_role(ADMIN, rights), _create_client(admin, role=ADMIN, kind=ADMIN)])
     return document
+
+
+def read_document(file: Path) -> Document:
+    """The plugin's file.
+
+    Raises:
+        BadFile: it is damaged.
+        OSError: it can't be read.
+    """
+    problem = "it has no lists of clients and roles"
+    try:
+        document = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        document, problem = None, str(error)
+    if isinstance(document, dict) and all(_is_list_of_names(document, *each) for each in _LISTS):
+        return document
+    fix = "restore it from a backup, or set up the site again"
+    raise BadFile(file=str(file), problem=f"is not the plugin's file: {problem}", fix=fix)
 
 
 def creation(account: Account, logins: Sequence[Login], prefix: str) -> list[Command]:
@@ -167,6 +188,11 @@ def _check(answer: bytes) -> None:
     errors = [each for each in json.loads(answer)["responses"] if "error" in each]
     if errors:
         raise TransportError("; ".join(f"the broker refused {each['command']}: {each['error']}" for each in errors))
+
+
+def _is_list_of_names(document: Document, key: str, name: str) -> bool:
+    listed = document.get(key)
+    return isinstance(listed, list) and all(isinstance(each, dict) and name in each for each in listed)
 
 
 def _create_role(name: str, rights: Rights) -> Command:

@@ -184,19 +184,19 @@ def configuration(folder: Path, settings: Settings, *, user: str, plugin: Path) 
     )
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a new file that only its owner can read."""
-    path.touch(mode=0o600, exist_ok=False)
-    path.write_bytes(content)
+def write_file(path: Path, content: bytes, owner: os.stat_result | None = None) -> None:
+    """Write a new file that only its owner can read. No link is followed: others may write to its folder."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        if owner is not None:
+            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+        file.write(content)
 
 
 def replace_file(path: Path, content: bytes) -> None:
     """Replace a file at once, or write a new one; the owner stays."""
     building = path.with_name(f".{path.name}.new")
     building.unlink(missing_ok=True)
-    write_file(building, content)
-    if path.exists() and os.geteuid() == 0:
-        os.chown(building, path.stat().st_uid, path.stat().st_gid)
+    write_file(building, content, path.lstat() if path.exists() and os.geteuid() == 0 else None)
     building.replace(path)
 
 

@@ -85,7 +85,8 @@ def init(
         BadFile: the folder isn't empty, two accounts collide, or something is missing on this machine.
     """
     folder = folder.absolute()
-    _require_empty(folder)
+    with _told(folder):
+        _require_empty(folder)
     if settings.site is not None and settings.site.split("/")[0] == SITES:
         problem = f"must not begin with {SITES}/: there a core has the sites that are bridged to it"
         raise BadFile(file="--site", problem=problem, fix="use another prefix, or none")
@@ -104,8 +105,7 @@ def init(
         dynamic_security.apply(document, commands)
     now = datetime.now(UTC)
     authority = certificates.make_authority(f"S2M3 site {settings.site or settings.hosts[0]}", now)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _folder_for(folder, replaces=False) as building:
+    with _told(folder), _folder_for(folder, replaces=False) as building:
         setup = Setup(building, settings)
         write_file(
             building / "setup.yaml", yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True)).encode()
@@ -230,14 +230,9 @@ def _write_bridge(folder: Path, bridge: Bridge, setup: Setup) -> None:
 @contextlib.contextmanager
 def _changing(setup: Setup) -> Iterator[Document]:
     """The plugin's file, while no other command changes it."""
-    with (setup.folder / "setup.yaml").open("rb") as lock:
+    with _told(setup.folder), (setup.folder / "setup.yaml").open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            document: Document = json.loads(setup.plugin_file.read_bytes())
-        except (OSError, ValueError) as error:
-            problem = f"can't be read: {error}"
-            raise BadFile(file=str(setup.plugin_file), problem=problem, fix="run as its owner, or as root") from error
-        yield document
+        yield dynamic_security.read_document(setup.plugin_file)
 
 
 def _change(setup: Setup, document: Document, commands: Sequence[Command]) -> How:
@@ -249,6 +244,17 @@ def _change(setup: Setup, document: Document, commands: Sequence[Command]) -> Ho
     dynamic_security.apply(document, commands)
     replace_file(setup.plugin_file, json.dumps(document, indent=1).encode())
     return "stopped"
+
+
+@contextlib.contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Say which file of a setup can't be read or written."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"can't be read or written: {error.strerror or error}"
+        fix = "run this as root, or as the folder's owner; a new setup may stand in another folder"
+        raise BadFile(file=str(error.filename or folder), problem=problem, fix=fix) from error
 
 
 def _renew(setup: Setup, document: Document, logins: Sequence[Login]) -> How:
@@ -312,7 +318,11 @@ def _is_listening(host: str, port: int) -> bool:
 @contextlib.contextmanager
 def _folder_for(place: Path, *, replaces: bool = True) -> Iterator[Path]:
     """A folder that is renamed to ``place`` at the end of the block, and removed if the block fails."""
-    building = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(place)) from error
     try:
         yield building
     except BaseException:

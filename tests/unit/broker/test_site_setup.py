@@ -17,7 +17,7 @@ from broker.protocol.errors import BadFile
 from broker.servers import certificates, site_files, site_setup
 from broker.servers.access import Account, Role
 from broker.servers.ports import HOST, free_port
-from broker.servers.site_files import Settings, Setup
+from broker.servers.site_files import Settings, Setup, write_file
 from broker.transport.connection import connection_file, read_connection
 
 NOW = datetime(2027, 1, 1, tzinfo=UTC)
@@ -231,6 +231,31 @@ def test_an_account_that_isnt_there_cant_be_deleted_or_changed(setup: Setup, nam
         with pytest.raises(BadFile, match="isn't there; name one of cam-1, gw-a, operator"):
             change(setup, name)
     assert setup.client_folder("gw-a").is_dir()
+
+
+def test_a_folder_that_cant_be_written_is_told() -> None:
+    with pytest.raises(BadFile, match=r"^/proc/site: can't be read or written: .*; run this as root"):
+        site_setup.init(Path("/proc/site"), (), Settings(hosts=("broker.lan",)), plugin=PLUGIN)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"clients": [{}], "roles": []}', "[" * 100_000])
+def test_a_damaged_file_of_the_plugin_is_told(setup: Setup, content: str) -> None:
+    setup.plugin_file.write_text(content)
+    with pytest.raises(BadFile, match="is not the plugin's file: .*; restore it from a backup"):
+        site_setup.add(setup, Account(Role.SENSOR, "cam-9"))
+
+
+def test_a_link_in_the_brokers_own_folder_leads_no_file_elsewhere(setup: Setup, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("kept")
+    (setup.plugin_file.parent / f".{setup.plugin_file.name}.new").symlink_to(other)
+    site_setup.add(setup, Account(Role.SENSOR, "cam-9"))
+    assert other.read_text() == "kept"
+    dangling = setup.plugin_file.parent / "dangling"
+    dangling.symlink_to(tmp_path / "gone")
+    with pytest.raises(FileExistsError):
+        write_file(dangling, b"x")
+    assert not (tmp_path / "gone").exists()
 
 
 def test_a_folder_that_isnt_a_setup_is_told(tmp_path: Path) -> None:
