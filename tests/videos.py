@@ -34,6 +34,13 @@ def jpeg(colour: tuple[int, int, int]) -> bytes:
     return file.getvalue()
 
 
+def noise() -> bytes:
+    """A JPEG file of many bytes."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (480, 640, 3), np.uint8)).save(file, "JPEG")
+    return file.getvalue()
+
+
 def write_video(
     path: Path, colours: Sequence[tuple[int, int, int]] = COLOURS, *, each: int = 10, codec: str = "mpeg4"
 ) -> Path:
@@ -50,7 +57,8 @@ def write_video(
 
 
 class Camera:
-    """A web server with the paths of a camera: /stream (MJPEG), /picture, /video, /locked, /text.
+    """A web server with the paths of a camera: /stream (MJPEG), /picture, /snapshot.jpg (large), /endless.jpg (which
+    says no length), /video, /locked, /text.
 
     ``colour`` is what it sees. A stream ends after ``frames`` frames, and its connection with it.
     """
@@ -91,6 +99,10 @@ class Camera:
             request.end_headers()
         elif path in {"/picture", "/locked"}:
             self._send(request, jpeg(self.colour), "image/jpeg")
+        elif path == "/snapshot.jpg":
+            self._send(request, noise(), "image/jpeg")
+        elif path == "/endless.jpg":
+            self._send(request, jpeg(self.colour), "image/jpeg", has_length=False)
         elif path == "/video":
             self._send(request, self.video.read_bytes(), "video/mp4")
         elif path == "/text":
@@ -119,10 +131,11 @@ class Camera:
             return
 
     @staticmethod
-    def _send(request: BaseHTTPRequestHandler, data: bytes, content_type: str) -> None:
+    def _send(request: BaseHTTPRequestHandler, data: bytes, content_type: str, *, has_length: bool = True) -> None:
         request.send_response(200)
         request.send_header("Content-Type", content_type)
-        request.send_header("Content-Length", str(len(data)))
+        if has_length:
+            request.send_header("Content-Length", str(len(data)))
         request.end_headers()
         request.wfile.write(data)
 

@@ -19,6 +19,7 @@ from broker.protocol.codec import MAX_INPUT_BYTES
 from broker.protocol.errors import BadFile, S2M3Error
 from broker.protocol.sizes import show_bytes, show_count
 from s2m3.camera.backoff import Backoff
+from s2m3.camera.folder import SUFFIXES, Folder
 from s2m3.camera.newest import Newest
 from s2m3.camera.source import Source
 
@@ -53,6 +54,7 @@ class Reader:
         self._stopped = threading.Event()
         self._seen = 0  # frames of all connections
         self._is_away = False
+        self._is_picture = False  # an address gave a picture, no stream; it may end without a word of its length
         self.is_live = source.kind != "file"
         self.is_watching = False  # a folder: from now on, new files count
         self.failure: Exception | None = None
@@ -96,7 +98,7 @@ class Reader:
                 problem = self._problem(error)
             if self._seen > before:
                 self._backoff.reset()
-            if self._seen == before + 1 and problem == _ENDED:  # an address that gives one picture each time
+            if self._seen == before + 1 and (problem == _ENDED or self._is_picture):  # one picture each time
                 self._stopped.wait(max(self._every_s, LOOK_S / 5))
                 continue
             if self._stopped.is_set():
@@ -115,6 +117,7 @@ class Reader:
                 raise BadFile(file=self._source.shown, problem="has no video", fix="name a video or a camera")
             if self._source.place.startswith("http") and container.duration is not None:
                 self.is_live = False  # a video file, at an address
+            self._is_picture = container.format.name.endswith("_pipe")
             next_s = 0.0
             for frame in _decoded(container, self._stopped):
                 self._seen += 1
@@ -142,8 +145,7 @@ class Reader:
         return problem
 
     def _watch(self) -> None:
-        from s2m3.camera.folder import Folder  # noqa: PLC0415 - only for folders
-        from s2m3.camera.pictures import PictureFile  # noqa: PLC0415 - the same
+        from s2m3.camera.pictures import PictureFile  # noqa: PLC0415 - Pillow, only where pictures are made
 
         folder = Folder(Path(self._source.place))
         self.is_watching = True
@@ -177,8 +179,10 @@ def _opened(source: Source) -> Any:  # noqa: ANN401 - av's container
     av = _av()
     if source.kind == "device":
         return av.open(source.place, format="v4l2", timeout=(OPEN_S, READ_S))
-    options = _OPTIONS if source.kind == "stream" else {"protocol_whitelist": "file"}
-    return av.open(source.place, options=options, timeout=(OPEN_S, READ_S))
+    options, place = _OPTIONS if source.kind == "stream" else {"protocol_whitelist": "file"}, source.place
+    if source.kind == "stream" and place.lower().endswith(SUFFIXES):
+        place += "#"  # not sent; FFmpeg takes an address that ends so for a series of files on a disk
+    return av.open(place, options=options, timeout=(OPEN_S, READ_S))
 
 
 def _decoded(container: Any, stopped: threading.Event) -> Iterator[Any]:  # noqa: ANN401 - the same

@@ -117,13 +117,15 @@ def test_a_camera_that_goes_away_is_reached_again(camera: Camera, start: Start, 
     assert set(said[2:]) <= set(said[:2]), "the pauses begin again after a frame, and no line has the password"
 
 
+@pytest.mark.parametrize("path", ["picture", "snapshot.jpg", "picture?of=door.JPG", "endless.jpg"])
 def test_an_address_that_gives_one_picture_is_asked_again_without_a_word(
-    camera: Camera, start: Start, said: list[str]
+    camera: Camera, start: Start, said: list[str], path: str
 ) -> None:
-    reader = start(camera.url("picture"))
+    reader = start(camera.url(path))
     for _ in range(3):
         assert reader.frames.take() is not None
     assert said == []
+    assert reader.is_live
 
 
 def test_a_camera_that_is_not_there_is_tried_with_growing_pauses(start: Start, said: list[str]) -> None:
