@@ -18,6 +18,8 @@ from broker.protocol.errors import BadFile, without_login
 from broker.protocol.sentences import place_of, sentence_of
 
 M = TypeVar("M", bound=BaseModel)
+MAX_VALUES = 1_000_000  # of a file: a few bytes of aliases would stand for more than there is memory
+MOST_SHOWN = 200  # characters of a wrong value
 _MERGE, _TEXT = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:str"
 
 
@@ -61,12 +63,24 @@ def load_spec(path: Path | str, kind: type[M], fill: Callable[[Any], Any] | None
         raise _of_problems(str(path), root, error.errors(), values=values, kind=kind) from error
 
 
+def keys_of(path: Path) -> set[str]:
+    """The names of the fields of a YAML file; none of one that ``load_spec`` refuses."""
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return set()
+    return {str(key.value) for key, _ in root.value} if isinstance(root, yaml.MappingNode) else set()
+
+
 def _parse(path: str, text: str) -> tuple[yaml.Node | None, object]:
     """The nodes of a file, with their lines, and its content."""
     is_json = path.lower().endswith(".json")
     try:
         read_json = json.loads(text) if is_json else None
         root = yaml.compose(text.replace("\t", " ") if is_json else text, Loader=yaml.SafeLoader)
+        if root is not None and _size(root, {}) > MAX_VALUES:
+            problem = f"has more than {MAX_VALUES:,} values, with what its aliases (*…) stand for"
+            raise BadFile(file=path, problem=problem, fix="write less, or fewer aliases")
         _refuse_twice(path, root)
         return root, read_json if is_json else yaml.safe_load(text)
     except json.JSONDecodeError as error:
@@ -96,7 +110,7 @@ def _of_problems(
     if problem["type"] in {"missing", "extra_forbidden"}:
         fix = _fix(problem, kind)
     elif isinstance(value, str):
-        fix = f"change {without_login(value)!r}"
+        fix = f"change {_cut(without_login(value))!r}"
     else:
         fix = f"change {text}" if text and isinstance(value, SCALARS) else "change it"
     return _bad(path, root, place, sentence, fix)
@@ -141,6 +155,16 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:  # noqa: ANN401 - 
         yield annotation
     for part in get_args(annotation):
         yield from _models_in(part)
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """The values of a file, with those of each alias; a part of itself counts once."""
+    if id(node) not in known:
+        known[id(node)] = 1
+        if isinstance(node, yaml.CollectionNode):
+            inside = (part for each in node.value for part in (each if isinstance(each, tuple) else (each,)))
+            known[id(node)] += sum(_size(part, known) for part in inside)
+    return known[id(node)]
 
 
 def _refuse_twice(path: str, root: yaml.Node | None) -> None:
@@ -215,7 +239,11 @@ def _scalar_at(root: yaml.Node | None, place: Sequence[int | str]) -> str | None
     node = root
     for step in place:
         node = _step(node, step)
-    return str(node.value) if isinstance(node, yaml.ScalarNode) else None
+    return _cut(str(node.value)) if isinstance(node, yaml.ScalarNode) else None
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
 
 
 def _first_field(kind: type[BaseModel], place: Sequence[int | str]) -> str | None:

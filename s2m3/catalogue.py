@@ -14,10 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, ValidationError
 
-from broker.files import bad_field, inside, load_spec
+from broker.files import bad_field, inside, keys_of, load_spec
 from broker.protocol.errors import BadFile, ModuleRefused
 from broker.protocol.specs import (
     COMMIT,
@@ -118,7 +117,7 @@ def load_tasks(name: str | Path, count: Count = not_counted) -> list[Written]:
             raise BadFile(file=str(name), problem="holds no task files", fix=f"put in some {', '.join(_SUFFIXES)}")
         return [written for path in files for written in load_tasks(path, count)]
     path = _file_of(str(name))
-    if not _is_list(path):
+    if "tasks" not in keys_of(path):
         return [Written(_load(path, count), str(path))]
     found = []
     for position, use in enumerate(load_spec(path, TaskList).tasks):
@@ -260,11 +259,3 @@ def _file_of(name: str) -> Path:
         small = ", ".join(known for known in names if known.startswith("pocket/"))
         fix = f"name a file, or a model that `s2m3 models list` has, such as {small}"
     raise BadFile(file=name, problem="is neither in the catalogue nor a file", fix=fix)
-
-
-def _is_list(path: Path) -> bool:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return False  # reading it as a spec says what is wrong
-    return isinstance(content, dict) and "tasks" in content

@@ -7,15 +7,13 @@ how a source is run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import Field
 
-from broker.files import bad_field, load_spec
+from broker.files import bad_field, keys_of, load_spec
 from broker.protocol.errors import BadFile
 from broker.protocol.sentences import described
 from broker.protocol.sources import SourceName, SourceSpec
@@ -74,10 +72,7 @@ def read_files(paths: Sequence[Path | str], prefix: str) -> Configuration:
 
 def _read(path: Path | str) -> tuple[SourcesFile, bool]:
     """A file's content, and whether its sources stand in a list."""
-    content = None
-    with suppress(OSError, ValueError, RecursionError, yaml.YAMLError):  # which load_spec reports
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    keys = content.keys() if isinstance(content, dict) else set()
+    keys = keys_of(Path(path))
     if {"source", "subscribe"} & keys:
         return SourcesFile(sources=(load_spec(path, SourceSpec),)), False
     if {"task", "nodes", "modules"} & keys:
