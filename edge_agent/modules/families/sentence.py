@@ -16,12 +16,14 @@ four seconds of a core and 150 MB, more than the weights of a small encoder.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from broker.protocol.preparation import TextPreparation
 from broker.protocol.specs import ModuleSpec
@@ -30,6 +32,7 @@ from edge_agent.modules.inputs import steps, tokens
 from edge_agent.modules.weights import check_size, packaged, packaged_tensors, precision
 
 WIDTH = 384
+_SETS = (nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_)
 PREPARATION = TextPreparation(longest=256)  # the length the model was published for; more is cut off
 
 
@@ -53,12 +56,14 @@ def load(spec: ModuleSpec) -> Module:
         ModuleRefused: the weights aren't there or don't fit.
     """
     directory = packaged.directory_of(spec)
-    model = _network(directory)
+    with _Unset():
+        model = _network(directory)
     model.train(mode=False)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
-    model.to(device="meta")  # its random weights must not lie in memory beside those that are read
-    found = packaged_tensors.read(spec, "encoder", shapes, others=("pooler.", ".position_ids"))
-    model.load_state_dict(found, assign=True)
+    model.to(device="meta")
+    model.load_state_dict(
+        packaged_tensors.read(spec, "encoder", shapes, others=("pooler.", ".position_ids")), assign=True
+    )
     if spec.dtype == precision.INT8:
         precision.quantise(model.requires_grad_(requires_grad=False))
         check_size(spec, precision.memory_bytes(model.state_dict().values()))
@@ -78,6 +83,20 @@ def memory_bytes(spec: ModuleSpec) -> int:
 
 def _network(directory: Path) -> Bert:
     return Bert(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+
+
+class _Unset(TorchFunctionMode):
+    """Meanwhile parameters aren't set: random ones would lie in memory beside those that are read.
+
+    Parameters on the meta device have none, but to set them imports 70 MB.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., object], _: object, args: Sequence[object] = (), kwargs: Mapping[str, object] = {}
+    ) -> object:
+        if func in _SETS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs or {})
 
 
 class Bert(nn.Module):

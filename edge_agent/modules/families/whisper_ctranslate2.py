@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -207,11 +207,26 @@ def _checked(whole: ModelFile, name: str, spec: ModuleSpec, part: str) -> dict[s
     return held
 
 
+class _Held(Mapping[str, Array]):
+    """Variables as arrays, as they are held. They are made one by one."""
+
+    def __init__(self, variables: Mapping[str, Variable]) -> None:
+        self._variables = variables
+
+    def __getitem__(self, name: str) -> Array:
+        variable = self._variables[name]
+        return variable.array.astype(np.float32 if variable.shape else np.int16)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variables)
+
+    def __len__(self) -> int:
+        return len(self._variables)
+
+
 def _digest(held: Mapping[str, Variable], directory: Path, part: str) -> str:
     """The identity: the weights as held, the settings, and for the decoder what turns its numbers into a text."""
-    tensors = {
-        name: variable.array.astype(np.float32 if variable.shape else np.int16) for name, variable in held.items()
-    }
+    tensors = _Held(held)
     files = ("config.json", "tokenizer.json") if part == "decoder" else ()
     config: dict[str, JsonValue] = {
         name: identity.fingerprint(json.loads((directory / name).read_text(encoding="utf-8"))) for name in files

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from broker.protocol.errors import ModuleRefused, first_line
+from edge_agent.modules.weights import precision
 from edge_agent.modules.weights.hub import Repository
 from edge_agent.modules.weights.layout import INDEX, PICKLES, SINGLE, read_object
 
@@ -91,15 +92,22 @@ class Checkpoint:
                 return f"; the names of all its tensors begin with {prefix}: {way}, or rename the tensors"
         return ""
 
-    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Tensors by name, row-major in memory of their own.
+    def read(self, names: Iterable[str], dtype: str | None = None) -> dict[str, Tensor]:
+        """Tensors by name, row-major in memory of their own, in a dtype (``precision.own``), each in memory once.
 
         Raises:
             ModuleRefused: a file is missing or damaged.
         """
-        return self._each(
-            names, lambda opened, name: opened.get_tensor(name).clone(memory_format=torch.contiguous_format)
-        )
+        return self._each(names, lambda opened, name: precision.own(opened.get_tensor(name), dtype))
+
+    def equal(self, name: str, other: str) -> bool:
+        """Whether two tensors hold the same numbers; neither is copied into memory.
+
+        Raises:
+            ModuleRefused: a file is missing or damaged.
+        """
+        mapped = self._each((name, other), lambda opened, each: opened.get_tensor(each))
+        return torch.equal(mapped[name], mapped[other])
 
     def shapes(self, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
         """Shapes of tensors by name, from the files' headers.

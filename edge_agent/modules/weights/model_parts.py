@@ -220,6 +220,7 @@ def load_network(spec: ModuleSpec, part: Part[N], checkpoint: Checkpoint) -> N:
     loaded = {own[canonical]: tensor for canonical, tensor in found.items()}
     loaded |= {name: loaded[other] for name, other in tied.items()}
     network.load_state_dict(loaded, assign=True)
+    del found, loaded  # int8 takes the place of float32 one by one
     network.requires_grad_(requires_grad=False)
     if spec.dtype == precision.INT8:
         precision.quantise(network, tied=part.tied)
@@ -267,8 +268,8 @@ def read(spec: ModuleSpec, part: AnyPart, checkpoint: Checkpoint) -> dict[str, T
         ModuleRefused: they can't be read, or are not those of the spec's digest.
     """
     names = tensor_names(part, checkpoint)
-    stored = checkpoint.read(names.values())
-    found = precision.floats({canonical: stored[name] for canonical, name in names.items()}, spec.dtype)
+    held = checkpoint.read(names.values(), spec.dtype)
+    found = {canonical: held[name] for canonical, name in names.items()}
     try:
         digests.check(spec, lambda: content_digest(spec.family, part, checkpoint, found, spec.dtype))
     except DigestDiffers as error:
@@ -395,8 +396,7 @@ def _check_equal(checkpoint: Checkpoint, name: str, other: str) -> None:
     """Refuse a checkpoint that stores one matrix twice, with different numbers: only ``other`` is read."""
     if name not in checkpoint.files or other not in checkpoint.files:
         return
-    found = checkpoint.read((name, other))
-    if not torch.equal(found[name], found[other]):
+    if not checkpoint.equal(name, other):
         raise ModuleRefused(
             f"{checkpoint.repository} has {name} and {other}, which differ, and this model ties them: "
             f"remove {name}, or fetch it again"

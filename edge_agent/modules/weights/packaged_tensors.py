@@ -18,7 +18,7 @@ from torch import Tensor
 
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleSpec
-from edge_agent.modules.weights import check_size, digests, part_source, precision, several
+from edge_agent.modules.weights import check_size, digests, part_source, pickled, precision, several
 from edge_agent.modules.weights.identity import digest as digest_of
 from edge_agent.modules.weights.packaged import path_of
 
@@ -40,18 +40,18 @@ def read(
         ModuleRefused: the source is unknown, unreadable, or not what the spec says.
     """
     path = path_of(part_source(spec, part))
-    found = _load(path, others)
-    if missing := sorted(shapes.keys() - found.keys()):
+    stored = _mapped(path, others)
+    if missing := sorted(shapes.keys() - stored.keys()):
         raise ModuleRefused(f"{path.name} lacks {several(missing)}: these are not the weights of {spec.family}")
-    if extra := sorted(found.keys() - shapes.keys()):
+    if extra := sorted(stored.keys() - shapes.keys()):
         raise ModuleRefused(f"{path.name} has {several(extra)} besides: these are not the weights of {spec.family}")
     for name, shape in shapes.items():
-        if found[name].shape != shape or found[name].dtype != torch.float32:
+        if stored[name].shape != shape or stored[name].dtype != torch.float32:
             raise ModuleRefused(
-                f"{name} in {path.name} is {found[name].dtype} {tuple(found[name].shape)}, "
+                f"{name} in {path.name} is {stored[name].dtype} {tuple(stored[name].shape)}, "
                 f"{spec.family} takes torch.float32 {shape}"
             )
-    held = precision.floats(found, spec.dtype)
+    held = {name: precision.own(tensor, spec.dtype) for name, tensor in stored.items()}
     if spec.dtype != precision.INT8:
         check_size(spec, precision.memory_bytes(held.values()))
     config: dict[str, JsonValue] | None = {"dtype": precision.INT8} if spec.dtype == precision.INT8 else None
@@ -59,8 +59,8 @@ def read(
     return held
 
 
-def _load(path: Path, others: tuple[str, ...]) -> dict[str, Tensor]:
-    """Tensors of a file but for ``others``; a ``.pth`` goes through the loader that takes tensors and nothing else."""
+def _mapped(path: Path, others: tuple[str, ...]) -> dict[str, Tensor]:
+    """Tensors of a file but for ``others``. They are in the file still: large ones take no memory."""
 
     def ours(name: str) -> bool:
         return not (name.startswith(others) or name.endswith(others))
@@ -68,15 +68,9 @@ def _load(path: Path, others: tuple[str, ...]) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
-                return {name: _own(file.get_tensor(name)) for name in file.keys() if ours(name)}  # noqa: SIM118
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-        return {name: _own(stored.pop(name)) for name in list(stored) if ours(name)}  # each in memory once
+                return {name: file.get_tensor(name) for name in file.keys() if ours(name)}  # noqa: SIM118
+        return {name: tensor for name, tensor in pickled.mapped(path).items() if ours(name)}
     except Exception as error:  # a damaged file makes its reader raise anything
         raise ModuleRefused(
             f"{path.name} can't be read as weights ({type(error).__name__}): install it again"
         ) from error
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """A row-major copy in aligned memory: what a file maps or stores transposed would sum in another order."""
-    return tensor.clone(memory_format=torch.contiguous_format)

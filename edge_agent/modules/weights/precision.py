@@ -5,7 +5,7 @@ it. int8 holds the large matrices of linear layers row by row, each row with its
 torchao's ``Int8WeightOnlyConfig``), and so the large kernels of a network that is functions; everything else, and all
 arithmetic, stays float32. A matrix of words is not a linear layer. An output layer that is tied to one isn't
 held as int8 either: that would hold the matrix twice. A part that has no large linear layers gains nothing.
-While a part is loaded in a shorter dtype, its float32 weights are in memory besides.
+While a part is loaded in int8, its float32 weights are in memory besides.
 
 Invariant: the same float32 weights give the same numbers in every dtype, for a version of torchao: nothing is
 calibrated, and nothing is random.
@@ -37,10 +37,13 @@ SMALLEST = 65_536
 _ROW_BYTES = 5  # of a row's scale, float32, and its zero point, int8, which torchao stores though it is 0
 
 
-def floats(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    """Tensors in a dtype, but whole numbers as they are; for int8 they are still float32 (see ``quantise``)."""
-    wanted = FLOATS.get(dtype, torch.float32)
-    return {name: tensor.to(wanted) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+def own(tensor: Tensor, dtype: str | None = None) -> Tensor:
+    """A row-major copy in aligned memory, in a dtype, but whole numbers as they are; None: as it is.
+
+    What a file maps or stores transposed would sum in another order. For int8 it is float32 (see ``quantise``).
+    """
+    wanted = tensor.dtype if dtype is None or not tensor.is_floating_point() else FLOATS.get(dtype, torch.float32)
+    return tensor.to(wanted, copy=True, memory_format=torch.contiguous_format)
 
 
 def quantise(network: nn.Module, *, tied: Collection[str] = ()) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +90,17 @@ def test_a_half_keeps_its_own_weights_and_next_to_nothing_of_the_other(published
             assert half.variables[name] == published.variables[name]
         foreign = [variable for name, variable in half.variables.items() if name.startswith(f"{other}/")]
         assert ctranslate2_file.size_bytes(foreign, 4) < 4096
+
+
+def test_the_digest_makes_one_array_at_a_time(published: ModelFile) -> None:
+    spec = SPEECH["whisper-tiny.en/encoder"]
+    held = {name: published.variables[name] for name in whisper_ctranslate2.shapes("encoder")}
+    tracemalloc.start()
+    digest = whisper_ctranslate2._digest(held, Path(), "encoder")
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert digest == spec.digest
+    assert most_bytes < spec.memory_bytes / 4
 
 
 Change = Callable[[ModelFile], ModelFile]

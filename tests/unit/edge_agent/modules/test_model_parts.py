@@ -92,10 +92,10 @@ def test_only_the_parts_tensors_are_read(models: Path, monkeypatch: pytest.Monke
     read: list[str] = []
     real = Checkpoint.read
 
-    def reading(self: Checkpoint, names: Any) -> Any:
+    def reading(self: Checkpoint, names: Any, dtype: str) -> Any:
         wanted = list(names)
         read.extend(wanted)
-        return real(self, wanted)
+        return real(self, wanted, dtype)
 
     monkeypatch.setattr(Checkpoint, "read", reading)
     modules.load(clip_spec("text"))

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleSpec, Source
 from edge_agent import catalog
-from edge_agent.modules.weights import identity, packaged, packaged_tensors
+from edge_agent.modules.weights import identity, packaged, packaged_tensors, pickled
 from tests.builders import module
 
 SHAPES = {"a": (2, 3), "b": (3,)}
@@ -103,12 +103,52 @@ def test_a_pickle_is_refused_and_does_not_run(tmp_path: Path, monkeypatch: pytes
     (package / "__init__.py").write_text("raise RuntimeError('a package of weights is never run')")
     (package / "plain.pth").write_bytes(pickle.dumps({"a": Attack()}, protocol=2))
     torch.save({"a": Attack()}, package / "zipped.pth")
+    torch.save({"a": Attack()}, package / "old.pth", _use_new_zipfile_serialization=False)
     monkeypatch.syspath_prepend(tmp_path)
-    for file in ("plain.pth", "zipped.pth"):
+    for file in ("plain.pth", "zipped.pth", "old.pth"):
         monkeypatch.setattr(packaged, "PIP_WEIGHTS", MappingProxyType({"made-up": ("made_up_weights", file)}))
         with pytest.raises(ModuleRefused, match=f"{file} can't be read as weights"):
             packaged_tensors.read(packaged_spec(source=Source(pip="made-up", part="all")), "all", SHAPES)
     assert not victim.exists()
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_the_tensors_of_a_pth_are_those_that_torch_reads_and_large_ones_stay_in_the_file(
+    tmp_path: Path, *, zipped: bool
+) -> None:
+    both = torch.randn(400, 100)
+    made = {
+        "large": torch.randn(40_000),
+        "none": torch.empty(0, 3),
+        "part": both[200:],
+        "small": torch.tensor(7),
+        "transposed": both.T,
+    }
+    path = tmp_path / "w.pth"
+    torch.save(made, path, _use_new_zipfile_serialization=zipped)
+    read = pickled.mapped(path)
+    for name, tensor in torch.load(path, weights_only=True).items():
+        assert torch.equal(read[name], tensor)
+        assert read[name].stride() == tensor.stride()
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert [name for name, tensor in read.items() if tensor.any()] == ([] if zipped else ["small"])
+
+
+def test_a_pth_that_ends_in_a_tensor_of_the_part_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cut_weights").mkdir()
+    (tmp_path / "cut_weights" / "__init__.py").touch()
+    path = tmp_path / "cut_weights" / "w.pth"
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(packaged, "PIP_WEIGHTS", MappingProxyType({"cut": ("cut_weights", "w.pth")}))
+    torch.save({"a": torch.ones(300, 100)}, path, _use_new_zipfile_serialization=False)
+    spec = packaged_spec(source=Source(pip="cut", part="all"), memory_bytes=120_000)
+    assert packaged_tensors.read(spec, "all", {"a": (300, 100)})["a"].sum() == 30_000
+    content = path.read_bytes()
+    for length in range(0, len(content), 997):
+        path.write_bytes(content[:length])
+        with pytest.raises(ModuleRefused, match=r"w\.pth can't be read as weights"):
+            packaged_tensors.read(spec, "all", {"a": (300, 100)})
 
 
 def test_a_package_that_is_not_on_the_list_is_refused_even_if_installed() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from broker.protocol.codec import RawInput
 from broker.protocol.errors import ModuleRefused
@@ -85,6 +86,35 @@ def test_each_dtype_is_another_module_declared_and_by_content(config: dict[str, 
     modules.load(specs[-1].model_copy(update={"digest": digests[-1]}))
     with pytest.raises(ModuleRefused, match="the spec says sha256:0000"):
         modules.load(specs[-1].model_copy(update={"digest": f"sha256:{'0' * 64}"}))
+
+
+class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes that torch copies meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **kwargs or {})
+        if func in {torch.ops.aten.clone.default, torch.ops.aten._to_copy.default} and made.device.type == "cpu":
+            self.bytes += made.nbytes
+        return made
+
+
+@pytest.mark.parametrize("dtype", precision.FLOATS)
+def test_a_load_copies_each_weight_once_in_the_dtype_that_is_held(config: dict[str, Any], dtype: str) -> None:
+    specs = [vision_spec(config, dtype), *in_option(dtype).modules.values()]
+    for spec in specs:
+        with Copies() as copies:
+            modules.load(spec)
+        assert copies.bytes == spec.memory_bytes
+
+
+def test_a_sentence_encoder_is_made_without_random_weights() -> None:
+    before = torch.get_rng_state()
+    modules.load(in_option("float32").modules["minilm/text"])
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 class Tied(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from broker.protocol.codec import RawInput
@@ -17,6 +19,16 @@ def test_the_picture_has_about_the_bytes_that_the_catalogue_plans_with() -> None
     planned = TASKS["zero-shot"].inputs["image"].bytes
     assert planned * 0.7 < len(sample_inputs.picture().data) < planned * 1.3
     assert decoding.picture(sample_inputs.picture()).size == sample_inputs.PICTURE
+
+
+def test_the_picture_is_made_in_little_memory() -> None:
+    sample_inputs.picture.cache_clear()
+    width, height = sample_inputs.PICTURE
+    tracemalloc.start()
+    sample_inputs.picture()
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most_bytes < 4 * width * height * 3
 
 
 def test_the_sound_has_about_the_bytes_that_the_catalogue_plans_with() -> None:
