@@ -93,6 +93,9 @@ class Reader:
             try:
                 self._read_once()
                 if not self.is_live:
+                    if not (self._seen or self._stopped.is_set()):  # such as an animation that FFmpeg doesn't know
+                        fix = "name a video, a picture, or a camera"
+                        raise BadFile(file=self._source.shown, problem="has no frame that can be read", fix=fix)
                     return
             except _av().FFmpegError as error:
                 problem = self._problem(error)

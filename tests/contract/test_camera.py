@@ -166,6 +166,14 @@ def test_a_file_that_is_no_video_is_refused(start: Start, tmp_path: Path, conten
     assert "a.mp4: is not a video or picture that can be read; name a video" in str(reader.failure)
 
 
+def test_a_file_without_a_frame_is_told(start: Start, tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (32, 32), colour) for colour in COLOURS]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:])  # this FFmpeg reads no animated WebP
+    reader = start(str(tmp_path / "a.webp"))
+    assert all_of(reader) == []
+    assert "a.webp: has no frame that can be read; name a video" in str(reader.failure)
+
+
 def test_the_frames_before_the_end_of_a_cut_file_are_read(start: Start, tmp_path: Path) -> None:
     whole = write_video(tmp_path / "a.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 3 // 4])
