@@ -70,6 +70,8 @@ def sentence_of(problem: Any) -> str:  # noqa: ANN401 - pydantic's error diction
             return found
     if kind == "string_pattern_mismatch":
         return _patterns.get(context["pattern"], _NOT_VALID)
+    if kind == "json_invalid":
+        return f"is not JSON ({context['error']})"
     if kind == "value_error" or "sentence" in context:  # this project's own words
         return str(problem["msg"]).removeprefix("Value error, ")
     return _KINDS.get(kind, _NOT_VALID)

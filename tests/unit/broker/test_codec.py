@@ -491,3 +491,9 @@ def test_equal_inputs_have_one_digest_however_they_are_written() -> None:
     assert digests == {inputs_digest(raw)}
     assert inputs_digest({"image": raw["text"], "text": raw["image"]}) not in digests
     assert inputs_digest(raw | {"text": RawInput(b"ho")}) not in digests
+
+
+@pytest.mark.parametrize("payload", [b"", b"not json", b'{"task":', b"\xff"])
+def test_a_message_that_is_not_json_is_called_that(payload: bytes) -> None:
+    with pytest.raises(RemoteProtocolError, match=r"^TaskSpec: is not JSON \(.+ at line 1 column \d+\)$"):
+        decode(TaskSpec, payload)
