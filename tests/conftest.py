@@ -12,6 +12,7 @@ import contextlib
 import os
 import re
 import signal
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ from broker.servers.embedded import EmbeddedBroker
 from broker.servers.mosquitto import MosquittoBroker
 from broker.transport.connection import parse_url
 from broker.transport.port import Delivery, LinkEvent
+from edge_agent.modules import threads
 from s2m3.cli.main import main
 from s2m3.testbed import site
 from s2m3.testbed.proxy import LinkShape, Proxy
@@ -121,6 +123,17 @@ def own_log() -> Iterator[None]:
     """A command that a test runs in this process sets up the log; the next test starts without that."""
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture(autouse=True)
+def own_threads() -> Iterator[None]:
+    """The threads of a pass that a test sets for its process aren't those of the next test: bits depend on them."""
+    torch = sys.modules.get("torch")
+    limit, of_torch = threads._InForce.count, torch.get_num_threads() if torch else 0
+    yield
+    threads._InForce.count = limit
+    if torch and torch.get_num_threads() != of_torch:
+        torch.set_num_threads(of_torch)
 
 
 @pytest.fixture(scope="session", autouse=True)
