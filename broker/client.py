@@ -14,6 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 import uuid
@@ -93,7 +94,7 @@ class Client:
 
     ``ask`` reads files, finds the inputs that they go to, and raises what goes wrong. ``request`` takes the inputs by
     their names, waits for a broker that is away, and returns errors; ``submit`` returns its future. ``ask_async`` and
-    ``request_async`` are for asyncio. One client serves several threads, and is a context manager.
+    ``request_async`` are for asyncio. One client serves several threads of its process, and is a context manager.
 
     Args:
         broker: its address, ``mqtt://host:port`` or ``mqtts://host:port``, the ``pathlib.Path`` of a connection file,
@@ -144,6 +145,7 @@ class Client:
         self._thread = threading.Thread(target=self._run, name=f"client[{self.client_id}]", daemon=True)
         self._closing = threading.Lock()  # guards _closed: a request that was submitted before it is set still ends
         self._closed = False
+        self._process = os.getpid()
         self._transport.subscribe(RESULTS.filter(self._prefix, client=self.client_id))
         self._transport.start()
         self._thread.start()
@@ -196,6 +198,10 @@ class Client:
         *,
         traceparent: str | None,
     ) -> Future[Response]:
+        if os.getpid() != self._process:  # a fork has neither its thread nor its connection: nothing would ever end
+            raise LocalProtocolError(
+                "this client is another process's: make one in the process that asks, after its fork"
+            )
         now_s = time.monotonic()
         pending = PendingRequest(uuid.uuid4().hex, task, payload, content_type, now_s, now_s + deadline_s, given=given)
         pending.traceparent = read_traceparent(*([traceparent] if isinstance(traceparent, str) else []))
@@ -280,7 +286,9 @@ class Client:
         return _answer_of(await asyncio.wrap_future(pending))
 
     def close(self) -> None:
-        """Disconnect; pending requests end with an error. Safe to call twice."""
+        """Disconnect; pending requests end with an error. Safe to call twice, and in a fork, where it does nothing."""
+        if os.getpid() != self._process:
+            return
         with self._closing:
             self._closed = True
             self._mailbox.put_control(None)  # ends the wait for an event; when the mailbox is full, the thread is awake

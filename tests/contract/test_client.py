@@ -619,6 +619,19 @@ def test_a_path_is_that_of_a_connection_file(tmp_path: Path) -> None:
         Client(cast("Any", b"mqtt://u:p@h"))
 
 
+@twin_only
+def test_a_fork_can_not_ask_with_its_parents_client(
+    client: Client, door: FrontDoor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    door.serve()
+    with monkeypatch.context() as child:
+        child.setattr("broker.client.os.getpid", lambda: 0)
+        with pytest.raises(LocalProtocolError, match="make one in the process that asks"):
+            client.submit("classify", IMAGE)
+        client.close()
+    assert client.request("classify", IMAGE).ok, "the child closes nothing of the parent's"
+
+
 def test_an_invalid_client_id_is_refused(make_client: MakeClient) -> None:
     with pytest.raises(LocalProtocolError, match="is not a valid id"):
         make_client(name="Camera 1")
