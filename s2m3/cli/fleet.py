@@ -50,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         "devices": list(exported.devices),
         "tasks": list(exported.tasks),
         "left_out": dict(exported.left_out),
+        "not_played": list(exported.not_played),
         "made_up_requests": list(exported.made_up),
         "files": sorted(exported.files),
     }
@@ -73,7 +74,9 @@ def _export(seen: Observer, models: Path | None) -> Exported:
     per_minute = sum(each.requests for each in traffic_of(summaries_of(seen, time.time())).values())
     place = seen.prefix.removesuffix("/s2m3/v1").removesuffix("s2m3/v1")
     title = f"The site{f' {place}' if place else ''} as it was on {datetime.now().astimezone():%Y-%m-%d %H:%M}."
-    return export(seen, specs, title=title, models=models and models.absolute(), per_minute=per_minute)
+    unserved = [spec.task for spec in specs if not seen.serves([spec.task])]
+    models = models and models.absolute()
+    return export(seen, specs, title=title, models=models, per_minute=per_minute, unserved=unserved)
 
 
 def _spec(seen: Observer, task: str) -> TaskSpec:
@@ -115,6 +118,9 @@ def _told(directory: Path, exported: Exported) -> str:
     lines += [
         f"{directory / REQUESTS / task} has made-up requests: put real ones in their place" for task in exported.made_up
     ]
+    if exported.not_played:
+        names = ", ".join(exported.not_played)
+        lines.append(f"not in {directory / SCENARIO}, because the site doesn't serve it now: {names}")
     plan = f"s2m3 plan --fleet {directory / FLEET} --tasks {directory / TASKS}"
     replay = f"s2m3 replay {directory / SCENARIO}"
     lines += [f"what if {first} dies?", f"  {plan} --without {first}", f"  {replay} --without {first}"]

@@ -10,7 +10,7 @@ import io
 import struct
 import wave
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from broker.cost_model import runnable
 from broker.protocol.engines import ENGINES
 from broker.protocol.errors import BadFile
 from broker.protocol.messages import DeviceProfile, Heartbeat
-from broker.protocol.specs import DeviceId, DeviceSpec, FleetSpec, InputSpec, ModuleKey, ModuleName, TaskSpec
+from broker.protocol.specs import DeviceId, DeviceSpec, FleetSpec, InputSpec, ModuleKey, ModuleName, TaskName, TaskSpec
 from orchestrator.placement.planner_input import with_measured_footprints
 from s2m3.testbed.observer import Observer
 from s2m3.testbed.replay.library import demo_requests
@@ -49,9 +49,18 @@ class Exported:
     tasks: Sequence[str]
     left_out: Mapping[DeviceId, str]  # devices -> why
     made_up: Sequence[str]  # tasks with made-up requests
+    not_played: Sequence[str] = ()  # tasks that the scenario leaves out
 
 
-def export(seen: Observer, specs: Sequence[TaskSpec], *, title: str, models: Path | None, per_minute: int) -> Exported:
+def export(
+    seen: Observer,
+    specs: Sequence[TaskSpec],
+    *,
+    title: str,
+    models: Path | None,
+    per_minute: int,
+    unserved: Collection[TaskName] = (),
+) -> Exported:
     """The files of a site.
 
     Args:
@@ -60,6 +69,8 @@ def export(seen: Observer, specs: Sequence[TaskSpec], *, title: str, models: Pat
         title: a line that says which site it is, and when.
         models: the models directory of the machine that will replay it.
         per_minute: the requests of all tasks in the last minute.
+        unserved: tasks that the site doesn't serve. A replay waits for all of its tasks, so the scenario has only the
+            others, if there are any.
 
     Raises:
         BadFile: there is no device, or no task.
@@ -77,17 +88,20 @@ def export(seen: Observer, specs: Sequence[TaskSpec], *, title: str, models: Pat
     devices = [_device(seen, name, tasks) for name in names]
     rate_per_s = min(max(round(per_minute / MINUTE_S, 1), RATES_PER_S[0]), RATES_PER_S[1])
     made_up = [task for task in tasks if not demo_requests(task)]
+    played = [task for task in tasks if task.task not in unserved] or tasks
     files = {
         FLEET: _yaml(f"{title}\n{_FLEET_HEAD}", _fleet(devices)),
         SCENARIO: _yaml(
             f"{title}\n{_SCENARIO_HEAD}",
-            _scenario(devices, tasks, made_up, rate_per_s, models) | _interval(seen, names),
+            _scenario(devices, played, [task for task in made_up if task in played], rate_per_s, models)
+            | _interval(seen, names),
         ),
     }
     files |= {f"{TASKS}/{task.task}.yaml": _yaml(_TASK_HEAD, _content(task)) for task in tasks}
     for task in made_up:
         files |= {f"{REQUESTS}/{task.task}/{name}": content for name, content in _requests(task.inputs).items()}
-    return Exported(files, names, [task.task for task in tasks], left_out, [task.task for task in made_up])
+    not_played = [task.task for task in tasks if task not in played]
+    return Exported(files, names, [task.task for task in tasks], left_out, [task.task for task in made_up], not_played)
 
 
 _FLEET_HEAD = (

@@ -127,6 +127,17 @@ def test_the_scenario_has_the_same_devices_and_the_measured_load(tmp_path: Path)
     assert len(requests) == 3
 
 
+def test_a_task_that_the_site_does_not_serve_is_planned_and_not_played(tmp_path: Path) -> None:
+    other = chain("other", module("huge", 10**12))
+    for unserved, played in (["other"], ["look"]), (["other", "look"], ["look", "other"]):
+        found = export(Site(), [LOOK, other], title="A site.", models=None, per_minute=0, unserved=unserved)
+        assert list(found.tasks) == ["look", "other"]
+        scenario = load_scenario(str(written(tmp_path, found) / "scenario.yaml"))
+        assert [Path(task).stem for task in scenario.tasks] == played
+        assert sorted(Path(each).name for each in scenario.requests.values()) == played
+        assert list(found.not_played) == [task for task in found.tasks if task not in played]
+
+
 def test_the_scenario_has_the_longest_interval_of_heartbeats(tmp_path: Path) -> None:
     site = Site()
     site.leader = leader(1).model_copy(update={"heartbeat_interval_s": 2.0})
