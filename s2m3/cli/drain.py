@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from broker.protocol.errors import BadFile
 from s2m3.cli.arguments import add_connection, connected, seconds
-from s2m3.cli.output import print_result
+from s2m3.cli.output import print_result, printable
 from s2m3.testbed.observer import Observer
 
 KNOWN_WITHIN_S = 1.5  # retained states arrive at once, heartbeats every second
@@ -71,7 +71,7 @@ class _Told:
         """Print what is new."""
         why = _waits(seen, self._device)
         if why and why != self._last:
-            print(f"{self._device}: waits while {why}", file=sys.stderr, flush=True)
+            print(printable(f"{self._device}: waits while {why}"), file=sys.stderr, flush=True)
             self._last = why
         return False
 

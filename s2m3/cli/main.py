@@ -101,8 +101,10 @@ def _run(argv: Sequence[str] | None) -> int:
         log_to_stderr(getattr(arguments, "log_format", None), level=logging.ERROR)
         return int(arguments.run(arguments))
     except S2M3Error as error:
+        from s2m3.cli.output import printable  # noqa: PLC0415 - rich, which --help does without
+
         advice = START_ONE if isinstance(error, NotConnected) and error.is_absent else ""
-        print(f"s2m3: {error}{advice}", file=sys.stderr)
+        print(f"s2m3: {printable(' '.join(str(error).splitlines()))}{advice}", file=sys.stderr)
         return 2 if isinstance(error, (BadFile, LocalProtocolError)) else 1
     except KeyboardInterrupt:
         print("s2m3: interrupted; everything it started has ended", file=sys.stderr)

@@ -87,3 +87,8 @@ def test_a_file_of_another_kind_is_called_what_it_is(tmp_path: Path, capsys: pyt
     source.write_text(SOURCE)
     assert "task.yaml:1: is the file of a task; name a file with sources" in said(capsys, "sources", "check", str(task))
     assert "source.yaml: source: is missing" in said(capsys, "sources", "check", str(source))
+
+
+def test_an_error_is_one_line_that_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    # as the text of an answer, or of another person's file, may
+    assert "?[31mx.yaml y" in said(capsys, "status", "--connection", "\x1b[31mx.yaml\ny")
