@@ -180,7 +180,8 @@ def send(connection: Connection, commands: Sequence[Command], timeout_s: float =
 
 
 def _no_answer(connection: Connection, reason: str, *, sent: bool) -> NotConnected:
-    outcome = "the change may have been made: repeat the command" if sent else "nothing changed"
+    undone = "nothing changed; if it takes no more connections, stop it and repeat this, which then changes its file"
+    outcome = "the change may have been made: repeat the command" if sent else undone
     return NotConnected(f"the broker at {connection}: {reason}; {outcome}")
 
 

@@ -130,6 +130,7 @@ def of_end(connection: Connection) -> Failure:
     hint = "it may be overloaded"
     if connection.tls:
         hint = "it may want a client certificate" if connection.cert is None else "it may refuse the client certificate"
+        hint += ", have all the connections that it takes"
     return Failure(f"{connection} ended the connection without an answer: {hint}, or be no MQTT broker")
 
 

@@ -232,6 +232,22 @@ def test_something_else_at_the_brokers_port_is_told_and_changes_nothing(
     assert "account 'cam-9': isn't there" in s2m3("revoke", site.setup.folder, "cam-9", expect=2)
 
 
+def test_where_strangers_hold_all_connections_the_command_says_how_an_account_is_revoked(
+    tmp_path: Path, s2m3: Cli
+) -> None:
+    with SecuredSite(tmp_path / "site", ACCOUNTS) as site, contextlib.ExitStack() as strangers:
+        site.stop()
+        text = site.setup.configuration.read_text()
+        site.setup.configuration.write_text(text.replace("max_connections 1000", "max_connections 2"))
+        site.start()
+        for _ in range(2):
+            strangers.enter_context(socket.create_connection((HOST, site.port)))
+        said = s2m3("revoke", site.setup.folder, "gw-a", expect=1)
+        assert "nothing changed; if it takes no more connections, stop it and repeat this" in said
+        site.stop()
+        assert "gw-a revoked" in s2m3("revoke", site.setup.folder, "gw-a")
+
+
 def test_the_broker_refuses_tls_before_1_2_and_connections_without_tls(site: SecuredSite) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(site.setup.folder / "ca.crt")
