@@ -101,7 +101,8 @@ def _refuse_wrong_request(prefix: str, delivery: Delivery) -> None:
     if known and delivery.retain:
         raise RemoteProtocolError("a retained message isn't a request: publish it without the retain flag")
     if not known and delivery.topic.startswith(f"{prefix}/tasks/") and "/requests/" in delivery.topic:
-        raise RemoteProtocolError("a request's topic ends with requests, or with requests/CLIENT/REQUEST")
+        form = "requests, or with requests/CLIENT/REQUEST, two names of 1 to 64 bytes"
+        raise RemoteProtocolError(f"a request's topic ends with {form}")
 
 
 def _control_event(incoming: topics.Incoming, *, retained: bool) -> events.Event | events.ConnectionEvent | None:

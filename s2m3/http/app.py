@@ -197,7 +197,8 @@ async def _not_served(_: Request, error: Exception) -> Response:
     """The response for a path or a method that isn't there."""
     assert isinstance(error, HTTPException)  # noqa: S101 - the same
     code = "not_found" if error.status_code == NOT_FOUND else "not_allowed"
-    message = f"{error.detail}: see GET /v1/tasks, POST /v1/tasks/TASK, GET {HEALTH}"
+    there = f"GET /v1/tasks, POST /v1/tasks/TASK, GET /v1/models, POST /v1/embeddings, GET {HEALTH}"
+    message = f"{error.detail}: this door has {there}"
     response = Refusal(error.status_code, code, message).response()
     response.headers.update(error.headers or {})
     return response

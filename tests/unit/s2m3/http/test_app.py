@@ -215,6 +215,10 @@ class TestErrors:
         assert error_of(site.http.get("/v1/tasks/", follow_redirects=False)) == (404, "not_found")
         assert error_of(site.http.get(ASK)) == (405, "not_allowed")
         assert error_of(site.http.delete("/v1/tasks")) == (405, "not_allowed")
+        told = site.http.post("/v1/chat/completions", content=b"{}").json()["error"]["message"]
+        assert told.startswith(
+            "Not Found: this door has GET /v1/tasks, POST /v1/tasks/TASK, GET /v1/models, POST /v1/embed"
+        )
 
     def test_an_error_of_this_program_is_500_without_details(
         self, site: DoorSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
