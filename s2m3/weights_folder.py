@@ -15,10 +15,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from broker.protocol.errors import BadFile
+from broker.protocol.errors import BadFile, ModuleRefused
 from broker.protocol.specs import Source
 from edge_agent.modules.weights.file_list import MAX_FILES, FileList, ListedFile
-from edge_agent.modules.weights.layout import PICKLES
+from edge_agent.modules.weights.layout import PICKLES, check_pointer, tensor_names
 from edge_agent.modules.weights.stored import FILES
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -35,11 +35,13 @@ def store(folder: Path, path: Path, base: str) -> dict[str, Any]:
         base: The URL at which devices reach the folder.
 
     Raises:
-        BadFile: there are no weights, or something can't be read or written.
+        BadFile: there are no weights, they are no safetensors, or something can't be read or written.
     """
     chosen, left_out = _chosen(path)
     place = folder / "sha256"
     try:
+        for each in chosen.values():
+            _check(each)
         place.mkdir(parents=True, exist_ok=True)
         listed = FileList(files={name: _copied(each, place) for name, each in chosen.items()})
         digest = _written(listed.encoded(), place)
@@ -84,6 +86,18 @@ def _chosen(path: Path) -> tuple[dict[str, Path], list[str]]:
         problem, fix = f"has {len(kept)} files, at most {MAX_FILES} are allowed", "remove those that no device needs"
         raise BadFile(file=str(path), problem=problem, fix=fix)
     return kept, sorted(found.keys() - kept.keys())
+
+
+def _check(path: Path) -> None:
+    """Raise BadFile for a pointer of Git LFS in place of weights, and for a damaged safetensors file."""
+    path.open("rb").close()  # an OSError says more than the reader of safetensors
+    try:
+        check_pointer(path)
+        if path.suffix == ".safetensors":
+            tensor_names(path)
+    except ModuleRefused as error:
+        problem, _, fix = str(error).removeprefix(f"{path} ").partition(": ")
+        raise BadFile(file=str(path), problem=problem, fix=fix) from error
 
 
 def _copied(path: Path, place: Path) -> ListedFile:

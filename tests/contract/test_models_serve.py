@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from broker.protocol.errors import BadFile, ModuleRefused
 from broker.protocol.specs import Source, Variant
@@ -31,7 +33,7 @@ from tests.onnx_models import spec as onnx_spec
 from tests.onnx_models import write_export
 from tests.patience import PATIENCE_S
 
-FILES = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 1024, "tokenizer.json": b"[]"}
+FILES = {"config.json": b"{}", "model.safetensors": save({"a": np.arange(65536.0)}), "tokenizer.json": b"[]"}
 BESIDE = {"pytorch_model.bin": b"pickle", ".hidden": b"x", "a b.txt": b"x"}
 
 
@@ -134,10 +136,11 @@ def test_any_web_server_serves_the_folder(repository: Path, tmp_path: Path, fetc
 @pytest.mark.parametrize("end", [".onnx", ".safetensors"])
 def test_a_single_file_is_stored_under_the_name_that_families_read(tmp_path: Path, end: str) -> None:
     path = tmp_path / f"mine{end}"
-    path.write_bytes(b"weights")
+    weights = FILES["model.safetensors"]
+    path.write_bytes(weights)
     digest = store(tmp_path / "store", path, "http://h/")["digest"].removeprefix("sha256:")
     listed = json.loads((tmp_path / "store" / "sha256" / digest).read_bytes())
-    content = {"sha256": hashlib.sha256(b"weights").hexdigest(), "bytes": 7}
+    content = {"sha256": hashlib.sha256(weights).hexdigest(), "bytes": len(weights)}
     assert listed == {"format": 1, "files": {f"model{end}": content}}
 
 
@@ -146,6 +149,18 @@ def test_a_single_file_is_stored_under_the_name_that_families_read(tmp_path: Pat
     [
         (lambda path: (path / "model.safetensors").unlink(), "has no safetensors, ONNX or CTranslate2 files; name the"),
         (shutil.rmtree, "No such file or directory; name a repository's"),
+        (
+            lambda path: (path / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
+            "model.safetensors: is a Git LFS pointer, not the weights; run `git lfs pull` in its repository",
+        ),
+        (
+            lambda path: (path / "model.onnx").write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
+            "model.onnx: is a Git LFS pointer, not the weights; run `git lfs pull` in its repository",
+        ),
+        (
+            lambda path: (path / "model.safetensors").write_bytes(FILES["model.safetensors"][:-1]),
+            "is not a complete safetensors file",
+        ),
         (lambda path: (path.parents[1] / "store").write_bytes(b""), "Not a directory; free some room there"),
     ],
 )  # fmt: skip

@@ -7,11 +7,8 @@ part takes no more memory than its weights.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -21,13 +18,9 @@ from torch import Tensor
 from broker.protocol.errors import ModuleRefused, first_line
 from edge_agent.modules.weights import precision
 from edge_agent.modules.weights.hub import Repository
-from edge_agent.modules.weights.layout import INDEX, PICKLES, SINGLE, read_object
+from edge_agent.modules.weights.layout import INDEX, PICKLES, SINGLE, read_object, tensor_names
 
 T = TypeVar("T")
-_LOOKED_AT = 512  # bytes of a file that can't be read
-_LFS_POINTER = b"version https://git-lfs"
-_MARKED_UP = re.compile(rb"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
-_TEXT = frozenset((*range(32, 127), 9, 10, 13))
 _WRAPPERS = {  # the prefix of each name -> how to save the model without it
     "module.": "save `model.module.state_dict()`, without the data-parallel wrapper",
     "_orig_mod.": "save `model._orig_mod.state_dict()`, without torch.compile's wrapper",
@@ -152,33 +145,6 @@ class Checkpoint:
             f"{self.repository} has no safetensors: pickles aren't read, so name a revision that has {SINGLE}, or "
             "convert it where you trust it"
         )
-
-
-def tensor_names(path: Path) -> list[str]:
-    """The names in a safetensors file.
-
-    Raises:
-        ModuleRefused: it is damaged, or not a safetensors file.
-    """
-    try:
-        with safe_open(path, "pt") as opened:
-            return list(opened.keys())
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModuleRefused(_why_unreadable(path, error)) from error
-
-
-def _why_unreadable(path: Path, error: Exception) -> str:
-    """The sentence for a file without safetensors: it names what the file is, if its first bytes say."""
-    head = b""
-    with suppress(OSError), path.open("rb") as file:
-        head = file.read(_LOOKED_AT)
-    if head.startswith(_LFS_POINTER):
-        return f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its repository, and copy it again"
-    if _MARKED_UP.match(head):
-        return f"{path} is an HTML page, no safetensors file: download the file itself, not the page about it"
-    if head and all(byte in _TEXT for byte in head):
-        return f"{path} is a text file, no safetensors file: fetch the weights again"
-    return f"{path} is not a complete safetensors file ({first_line(error)}): fetch it again"
 
 
 def _plain(file: str) -> bool:

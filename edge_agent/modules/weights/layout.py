@@ -6,8 +6,12 @@ Owns what can be said of a repository without reading a tensor. So it imports no
 from __future__ import annotations
 
 import json
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from broker.protocol.errors import ModuleRefused, first_line
 from broker.protocol.sizes import show_bytes
@@ -16,6 +20,10 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
 _MAX_JSON_BYTES = 64 * 1024 * 1024
+_LOOKED_AT = 512  # bytes of a file that can't be read
+_LFS_POINTER = b"version https://git-lfs"
+_MARKED_UP = re.compile(rb"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
+_TEXT = frozenset((*range(32, 127), 9, 10, 13))
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -33,3 +41,41 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModuleRefused(f"{path} is not a JSON object: fetch it again")
     return content
+
+
+def tensor_names(path: Path) -> list[str]:
+    """The names in a safetensors file.
+
+    Raises:
+        ModuleRefused: it is damaged, or not a safetensors file.
+    """
+    try:
+        with safe_open(path, "numpy") as opened:
+            return list(opened.keys())
+    except (SafetensorError, OSError, ValueError) as error:
+        check_pointer(path)
+        raise ModuleRefused(_why_unreadable(path, error)) from error
+
+
+def check_pointer(path: Path) -> None:
+    """Raise ModuleRefused for a pointer of Git LFS in place of a file."""
+    if _head(path).startswith(_LFS_POINTER):
+        raise ModuleRefused(
+            f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its repository, and copy it again"
+        )
+
+
+def _head(path: Path) -> bytes:
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(_LOOKED_AT)
+    return b""
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    """The sentence for a file without safetensors: it names what the file is, if its first bytes say."""
+    head = _head(path)
+    if _MARKED_UP.match(head):
+        return f"{path} is an HTML page, no safetensors file: download the file itself, not the page about it"
+    if head and all(byte in _TEXT for byte in head):
+        return f"{path} is a text file, no safetensors file: fetch the weights again"
+    return f"{path} is not a complete safetensors file ({first_line(error)}): fetch it again"
