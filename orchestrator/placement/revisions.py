@@ -21,7 +21,9 @@ from orchestrator.placement.deployability import is_upcoming, upcoming_name
 from orchestrator.planner.explain import NONE_CAN_RUN
 from orchestrator.state import State
 
-_REPLACE = "the revision {served} is served on; `s2m3 deploy --replace` would end it first, and then load this one"
+_REPLACE = (
+    "the revision {served} is served on; `s2m3 deploy|rollback --replace` would end it first, and load this one then"
+)
 
 
 def served_spec(state: State, task: TaskName) -> TaskSpec:

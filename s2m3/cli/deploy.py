@@ -37,14 +37,19 @@ KNOWN_S = 1.0  # retained messages arrive within milliseconds
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("task", metavar="FILE", help="a task file, or a name of the catalogue; with --history a task")
+    add_replace(parser)
+    parser.add_argument("--history", action="store_true", help="deploy nothing; list the task's last revisions")
+    parser.add_argument("--timeout", type=seconds, default=60.0, metavar="S", help="seconds to wait, default 60")
+    add_connection(parser)
+
+
+def add_replace(parser: argparse.ArgumentParser) -> None:
+    """Add ``--replace``."""
     parser.add_argument(
         "--replace",
         action="store_true",
         help="end the revision that is served first, and then load this one: for a site whose memory doesn't hold both",
     )
-    parser.add_argument("--history", action="store_true", help="deploy nothing; list the task's last revisions")
-    parser.add_argument("--timeout", type=seconds, default=60.0, metavar="S", help="seconds to wait, default 60")
-    add_connection(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from broker.protocol.errors import BadFile
 from broker.protocol.reports import TaskStatus
 from broker.protocol.specs import Revision
 from s2m3.cli.arguments import add_connection, connected, seconds
-from s2m3.cli.deploy import KNOWN_S, deploy, known_status
+from s2m3.cli.deploy import KNOWN_S, add_replace, deploy, known_status
 from s2m3.cli.task_names import task_name
 
 
@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="REVISION",
         help="one of `s2m3 deploy --history TASK`; default: the one before, or the served one if a newer one waits",
     )
+    add_replace(parser)
     parser.add_argument("--timeout", type=seconds, default=60.0, metavar="S", help="seconds to wait, default 60")
     add_connection(parser)
 
@@ -36,11 +37,14 @@ def run(arguments: argparse.Namespace) -> int:
         task = status.task
         wanted = arguments.to or _before(status, observer.orders[task])
         specs = observer.revisions(task, KNOWN_S)
+        if arguments.replace and not arguments.to and wanted is not None and wanted == status.revision:
+            problem = f"serves {wanted}, and another revision waits or was refused"
+            raise BadFile(file=task, problem=problem, fix=f"say which is to replace it: --to {' or '.join(specs)}")
         if wanted is None or wanted not in specs:
             known = ", ".join(specs) or "none"
             problem = "has no revision before" if wanted is None else f"has no revision {wanted}"
             raise BadFile(file=task, problem=problem, fix=f"its revisions, the newest first: {known}")
-        return deploy(arguments, observer, specs[wanted])
+        return deploy(arguments, observer, specs[wanted].model_copy(update={"replace": arguments.replace}))
 
 
 def _before(status: TaskStatus, orders: Sequence[Revision | None]) -> Revision | None:

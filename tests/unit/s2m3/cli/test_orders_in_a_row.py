@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from broker.protocol.codec import encode
-from broker.protocol.reports import TaskStatus
+from broker.protocol.reports import Candidate, TaskStatus
 from broker.protocol.specs import TaskSpec
 from broker.protocol.topics import ORCHESTRATOR_STATE, TASK_REVISION, TASK_ROUTE, TASK_SPEC, TASK_STATUS
 from broker.transport.connection import Connection
@@ -96,6 +96,31 @@ def test_a_rollback_right_after_a_deploy_goes_back_to_the_one_before(broker: Bro
     broker.spec = [(SPEC, THIRD), status(THIRD, SECOND, FIRST)]
     main(["rollback", "t", "--timeout", "0.01"])
     assert broker.orders[0].payload == encode(SECOND)
+
+
+@pytest.mark.parametrize("options", [[], ["--replace"]])
+def test_a_rollback_ends_the_served_revision_first_where_it_is_told_to(broker: Broker, options: list[str]) -> None:
+    broker.say(leads(), status(THIRD, SECOND, FIRST), route(THIRD))
+    broker.spec = [(SPEC, THIRD)]
+    before = SECOND.model_copy(update={"replace": not options})  # as it was deployed then
+    broker.say(*((at, before if spec is SECOND else spec) for at, spec in REVISIONS))
+    main(["rollback", "t", *options, "--timeout", "0.01"])
+    assert broker.orders[0].payload == encode(SECOND.model_copy(update={"replace": bool(options)}))
+
+
+def test_what_replaces_the_served_revision_beside_a_refused_one_must_be_named(
+    broker: Broker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = (FIRST.revision, SECOND.revision)
+    refused = Candidate(revision=FIRST.revision, state="refused", why="no memory")
+    told = TaskStatus(task="t", revision=SECOND.revision, candidate=refused, revisions=known)
+    broker.say(leads(), (STATUS, told), route(SECOND))
+    broker.spec = [(SPEC, FIRST)]
+    assert main(["rollback", "t", "--replace"]) == 2
+    sentence = f"t: serves {known[1]}, and another revision waits or was refused; say which is to replace it: --to "
+    assert capsys.readouterr().err == f"s2m3: {sentence}{' or '.join(known)}\n"
+    main(["rollback", "t", "--replace", "--to", known[0], "--timeout", "0.01"])
+    assert broker.orders[0].payload == encode(FIRST.model_copy(update={"replace": True}))
 
 
 def test_a_rollback_of_what_no_orchestrator_has_read_goes_back_to_the_served_one(broker: Broker) -> None:
