@@ -66,11 +66,12 @@ def size_of(headers: Headers, limit_bytes: int) -> int:
         message = f"the body is compressed ({encoding[:32]}): send it without Content-Encoding"
         raise Refusal(WRONG_TYPE, ErrorCode.BAD_INPUT, message)
     length = headers.get("content-length", "")
-    if not (length.isascii() and length.isdigit() and len(length) < len(str(limit_bytes)) + 8):
+    if not (length.isascii() and length.isdigit()):
         return limit_bytes
-    if int(length) > limit_bytes:
+    digits = length.lstrip("0") or "0"
+    if len(digits) > len(str(limit_bytes)) or int(digits) > limit_bytes:
         raise _too_large(limit_bytes)
-    return int(length)
+    return int(digits)
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:

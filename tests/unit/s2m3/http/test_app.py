@@ -9,18 +9,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+from starlette.datastructures import Headers
 
 from broker.pending_requests import RETURN_WAIT_S
 from broker.protocol.codec import MAX_MESSAGE_BYTES, SAFETENSORS, RawInput, encode_request
 from broker.protocol.errors import ErrorCode
 from broker.protocol.tensors import unpack
-from s2m3.http.bodies import MAX_BODY_BYTES, Room
+from s2m3.http.bodies import MAX_BODY_BYTES, Room, size_of
+from s2m3.http.refusals import Refusal
 from tests.http_site import IMAGE, TEXT, DoorSite, failing
 from tests.patience import until
 
 JPEG = b"\xff\xd8\xff\xe0 a picture"
 TOKEN = "s3cret"  # noqa: S105 - of this test
 ASK = "/v1/tasks/classify"
+
+
+@pytest.mark.parametrize("digits", [str(MAX_BODY_BYTES + 1), "9" * 17, "9" * 5000])
+def test_a_declared_length_that_is_too_large_is_refused_however_many_digits_it_has(digits: str) -> None:
+    with pytest.raises(Refusal, match="the body has more than"):
+        size_of(Headers({"content-length": digits}), MAX_BODY_BYTES)
+    assert size_of(Headers({"content-length": f"{'0' * 30}7"}), MAX_BODY_BYTES) == 7
 
 
 @pytest.fixture
