@@ -217,6 +217,13 @@ def default_user(folder: Path) -> str:
     return getpass.getuser()
 
 
+def is_user(name: str) -> bool:
+    """Whether this machine has a user of this name."""
+    with contextlib.suppress(KeyError, ValueError):
+        return bool(pwd.getpwnam(name))
+    return False
+
+
 def closed_above(folder: Path, user: str) -> Path | None:
     """A folder above this one that the user can't enter; None if it can reach it."""
     if user == getpass.getuser():

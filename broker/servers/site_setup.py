@@ -45,6 +45,7 @@ from broker.servers.site_files import (
     default_user,
     find_plugin,
     give,
+    is_user,
     replace_file,
     write_brokers_certificate,
     write_client,
@@ -93,6 +94,9 @@ def init(
     if bridge is not None:
         require_other_broker(bridge, Setup(folder, settings))
     plugin = plugin or find_plugin()
+    if user is not None and not is_user(user):
+        problem = "isn't a user of this machine, and Mosquitto is to run as one"
+        raise BadFile(file=user, problem=problem, fix="create it (`adduser --system`), or name another with --run-as")
     if user is not None and (above := closed_above(folder, user)):
         problem = f"is not reachable for the user {user}, who runs Mosquitto: {above} is closed to other users"
         raise BadFile(file=str(folder), problem=problem, fix="name a folder such as /etc/s2m3")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import socket
 import sys
 import threading
@@ -155,7 +156,7 @@ def _init(arguments: argparse.Namespace) -> int:
     if (setup.folder / "broker").stat().st_uid == 0:
         reason = f"the user {BROKER_USER} isn't there, or can't reach {setup.folder}"
         print(f"Mosquitto will run as root, because {reason}: a folder such as /etc/s2m3 is safer", file=sys.stderr)
-    print(f"the broker, on this machine: mosquitto -c {setup.configuration}")
+    print(f"the broker, on this machine: mosquitto -c {shlex.quote(str(setup.configuration))}")
     print(f"its clients reach it at {setup.url}: s2m3 COMMAND --connection FOLDER/connection.yaml")
     if bridge is not None:
         print(f"its bridge joins the core at {bridge.core.url}, where this site is {site_at_core(bridge.name)}")

@@ -102,6 +102,7 @@ def test_init_writes_a_setup_whose_broker_starts_and_lets_its_clients_in(tmp_pat
         (("--device", "gw-a", "--host", "a b"), "--host"),
         (("--observer", "o=classify"), "has no tasks"),
         (("--plugin", "/nowhere/plugin.so"), "/nowhere/plugin.so"),
+        (("--run-as", "nobody-of-this-name"), "nobody-of-this-name: isn't a user of this machine"),
     ],
 )
 def test_a_wrong_argument_is_told_and_writes_nothing(
