@@ -31,8 +31,10 @@ class OneLineParser(argparse.ArgumentParser):
         raise argparse.ArgumentError(None if is_command else action, text)
 
     def error(self, message: str) -> NoReturn:
-        """Print the error and exit with 2."""
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        """Print the error and exit with 2. A word may be a broker's address in a wrong place: its login isn't shown."""
+        from broker.protocol.errors import without_login  # noqa: PLC0415 - only for an error
+
+        self.exit(2, f"{self.prog}: {without_login(message)}; see {self.prog} --help\n")
 
 
 def add_broker(parser: argparse.ArgumentParser, otherwise: str = "default mqtt://127.0.0.1:1883") -> None:

@@ -26,7 +26,7 @@ from enum import StrEnum
 
 from broker.protocol.sizes import show_bytes, show_sizes
 
-_LOGIN = re.compile(r"//.*@")  # of a URL
+_LOGIN = re.compile(r"(:/+|//).*@")  # of a URL; a path has one slash of its two
 _DEVICES_NAMED = 8  # in one sentence; all of them are in the attribute
 
 
@@ -37,7 +37,7 @@ def first_line(error: BaseException, default: str = "") -> str:
 
 def without_login(text: str) -> str:
     """A text without the user and the password of a URL: a password stands in no error."""
-    return _LOGIN.sub("//…@", text)
+    return _LOGIN.sub(r"\1…@", text)
 
 
 def named(texts: Sequence[str]) -> list[str]:

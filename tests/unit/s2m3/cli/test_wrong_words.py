@@ -89,6 +89,15 @@ def test_a_file_of_another_kind_is_called_what_it_is(tmp_path: Path, capsys: pyt
     assert "source.yaml: source: is missing" in said(capsys, "sources", "check", str(source))
 
 
+@pytest.mark.parametrize(
+    "words", [["status", "{}"], ["{}"], ["deploy", "{}/x.yaml"], ["broker", "check", "--port", "{}", "mqtt://h"]]
+)
+def test_an_address_in_a_wrong_place_is_shown_without_its_login(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "pa/ss" not in said(capsys, *(word.format("mqtt://user:pa/ss@gw") for word in words))
+
+
 def test_an_error_is_one_line_that_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
     # as the text of an answer, or of another person's file, may
     assert "?[31mx.yaml y" in said(capsys, "status", "--connection", "\x1b[31mx.yaml\ny")
