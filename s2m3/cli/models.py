@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from broker.protocol.errors import BadFile
+from broker.protocol.errors import BadFile, ModuleRefused
 from broker.protocol.sizes import mebibytes, show_bytes, show_count
 from s2m3.catalogue import models
 from s2m3.cli.arguments import add_json
@@ -59,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "name", metavar="TASK|MODULE", help="such as pocket/vqa, a task file, or clip-b16/vision in all of its uses"
     )
     exporting.add_argument("--to", required=True, metavar="DIR", help="the models directory of agents")
+    exporting.add_argument(
+        "--models", type=Path, metavar="DIR", help="the models directory that has checkpoints of your own"
+    )
     exporting.add_argument(
         "--precision", choices=("float32", "int8"), default="float32", help="of matrices; default %(default)s"
     )
@@ -232,10 +236,22 @@ def export(arguments: argparse.Namespace) -> int:
         problem = f"needs the Python package {missing[0]}, which is missing"
         raise BadFile(file="models export", problem=problem, fix="install the [export] extra")
     from s2m3.export import write  # noqa: PLC0415 - torch
+    from s2m3.reference.onnx_task import models_directory_at  # noqa: PLC0415 - onnxruntime
 
-    found = write.export(
-        arguments.name, Path(arguments.to), arguments.precision, lambda text: print(text, file=sys.stderr, flush=True)
-    )
+    models: Path | None = arguments.models
+    if models is not None and not models.is_dir():
+        raise BadFile(file="--models", problem=f"{models} is not a folder", fix="name a models directory")
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    try:
+        with models_directory_at(models.absolute()) if models else nullcontext():
+            found = write.export(arguments.name, Path(arguments.to), arguments.precision, say)
+    except ModuleRefused as error:
+        if models is not None or not Path(arguments.name).is_file():
+            raise
+        raise ModuleRefused(f"{error}; for a checkpoint of your own: --models DIR, its models directory") from error
     print_result(arguments, found, _print_export)
     return 0 if found["ok"] else 1
 

@@ -123,7 +123,7 @@ def _tasks(name: str) -> tuple[list[TaskSpec], ModuleName | None]:
         raise BadFile(
             file=name,
             problem="is neither a task nor a module of the catalogue",
-            fix="name a task file, or a name that `s2m3 models list` has",
+            fix="name a task file (with --models DIR for your own checkpoint), or a name that `s2m3 models list` has",
         )
     return [load_task(name)], None
 

@@ -104,3 +104,17 @@ def test_what_no_task_can_be_about_is_refused_in_one_line(models: Path, task: Pr
     assert "no family knows models of type bert" in task(other, expect=2)
     (other / "config.json").write_text(json.dumps(config | {"hidden_size": 33}))
     task(other, expect=2)
+
+
+def test_a_checkpoint_of_ones_own_is_exported_from_the_models_directory_that_is_named(
+    models: Path, task: Print, tmp_path: Path, exit_code: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, exports = tmp_path / "task.yaml", tmp_path / "exports"
+    file.write_text(task(models / "mine" / "vit"))
+    command = ["models", "export", str(file), "--to", str(exports)]
+    assert exit_code(command) == 1
+    assert capsys.readouterr().err.endswith("for a checkpoint of your own: --models DIR, its models directory\n")
+    assert exit_code([*command, "--models", str(models / "gone")]) == 2
+    assert "gone is not a folder; name a models directory" in capsys.readouterr().err
+    assert exit_code([*command, "--models", str(models)]) == 0
+    assert sorted(path.name for path in exports.iterdir()) == ["vit--classifier", "vit--encoder"]
