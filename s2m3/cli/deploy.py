@@ -140,10 +140,10 @@ def _why_it_cannot_pass(arguments: argparse.Namespace, observer: Observer, spec:
 def known_status(observer: Observer, task: str) -> TaskStatus:
     """The status of a task after its last order; raises BadFile if no task of this name is deployed.
 
-    If no orchestrator leads, it is the status before that order.
+    If no orchestrator leads, it is the status before that order; at a core, the last one that came up.
     """
     observer.follow(task)
-    if observer.wait_for(lambda seen: task in seen.statuses, KNOWN_S):
+    if observer.wait_for(lambda seen: task in seen.statuses, KNOWN_S) and not observer.is_at_core:
         observer.wait_for(lambda seen: seen.has_current(task), STATUS_S if observer.leads else KNOWN_S)
     if (status := observer.statuses.get(task)) is None:
         if observer.is_deployed(task) and not observer.leads:
