@@ -6,6 +6,7 @@ Owns the list of commands and how errors end a command. Imports no service: each
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import select
@@ -65,7 +66,12 @@ def _is_utf_8(word: str) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 also where the reader of its output has gone, as behind ``| head``."""
+    """Run a command; 0 also where the reader of its output has gone, as behind ``| head``.
+
+    What it prints is written line by line, also into a pipe: some commands stay, and a program reads what they say.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     try:
         try:
             return _run(argv)
