@@ -13,7 +13,7 @@ from broker.transport.connection import Connection
 from s2m3.broker_check.probes import Report, check_broker
 from s2m3.catalogue import load_tasks
 from s2m3.cli.arguments import add_connection, connection_of
-from s2m3.cli.deploy import KNOWN_S, STATUS_S
+from s2m3.cli.deploy import KNOWN_S, await_current
 from s2m3.cli.output import console, print_result, table
 from s2m3.testbed.observer import Observer
 
@@ -62,10 +62,7 @@ def _deployed(connection: Connection) -> tuple[list[TaskSpec], str | None]:
         with Observer(connection) as observer:
             observer.wait_for(lambda seen: seen.leads and bool(seen.statuses), KNOWN_S)
             tasks = sorted(observer.statuses)
-            for task in tasks:
-                observer.follow(task)
-            current_s = STATUS_S if observer.leads else KNOWN_S
-            observer.wait_for(lambda seen: all(seen.has_current(task) for task in tasks), current_s)
+            await_current(observer, *tasks)
             found = {task: observer.revisions(task, KNOWN_S) for task in tasks}
             served = {task: status.revision for task, status in observer.statuses.items()}
     except BrokerRefused as error:

@@ -143,14 +143,24 @@ def known_status(observer: Observer, task: str) -> TaskStatus:
     If no orchestrator leads, it is the status before that order; at a core, the last one that came up.
     """
     observer.follow(task)
-    if observer.wait_for(lambda seen: task in seen.statuses, KNOWN_S) and not observer.is_at_core:
-        observer.wait_for(lambda seen: seen.has_current(task), STATUS_S if observer.leads else KNOWN_S)
+    if observer.wait_for(lambda seen: task in seen.statuses, KNOWN_S):
+        await_current(observer, task)
     if (status := observer.statuses.get(task)) is None:
         if observer.is_deployed(task) and not observer.leads:
             raise BadFile(file=task, problem="no orchestrator has read this task yet", fix="start one")
         known = ", ".join(sorted(observer.statuses)) or "none"
         raise BadFile(file=task, problem="no such task is deployed", fix=f"deployed tasks: {known}")
     return status
+
+
+def await_current(observer: Observer, *tasks: str) -> None:
+    """Wait until the statuses of tasks are those of their last orders; at a core, where they aren't, not at all."""
+    if observer.is_at_core:
+        return
+    for task in tasks:
+        observer.follow(task)
+    limit_s = STATUS_S if observer.leads else KNOWN_S
+    observer.wait_for(lambda seen: all(seen.has_current(task) for task in tasks), limit_s)
 
 
 def _overtaken(observer: Observer, spec: TaskSpec) -> str:
