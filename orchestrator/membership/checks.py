@@ -67,10 +67,10 @@ def conclude(cluster: Cluster, checks: Checks, event: Event, now_s: float) -> tu
 def begin(cluster: Cluster, checks: Checks, event: Event, now_s: float) -> tuple[Checks, list[CheckDevice]]:
     """The checks, with those of the devices that a heartbeat has just accused, and the requests to send."""
     actions: list[CheckDevice] = []
-    if isinstance(event, HeartbeatReceived) and event.message.suspects:
-        for name in sorted(event.message.suspects.keys() & cluster.devices.keys() - checks.keys()):
-            known = cluster.devices[name]
-            if len(checks) < MAX_CHECKS and known.alive and known.timeout_reports.keys() - {OWN_CHECK}:
+    if isinstance(event, HeartbeatReceived) and event.device in cluster.accused:
+        for name in sorted(cluster.accused[event.device] - checks.keys()):
+            known = cluster.devices.get(name)
+            if len(checks) < MAX_CHECKS and known and known.alive and known.timeout_reports.keys() - {OWN_CHECK}:
                 action = _check(known, now_s)
                 checks = {**checks, name: Check(action.request, now_s, now_s + action.within_s)}
                 actions.append(action)

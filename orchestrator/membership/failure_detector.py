@@ -22,6 +22,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from heapq import nsmallest
 
 from broker.protocol.messages import DeviceState, Heartbeat
 from broker.protocol.specs import DeviceId, ModuleKey
@@ -52,6 +53,7 @@ ECHO_LATE_INTERVALS = 1.2  # of our own heartbeat: sooner than our stalled link 
 ECHO_GIVEN_UP_S = 10.0  # keepalive notices a stalled link much sooner; a broker that echoes nothing must not stop us
 FORGET_AFTER_S = 3600.0
 FORGET_AWAY_AFTER_S = 7 * 24 * 3600.0  # of a device that is on only sometimes: `s2m3 status` names it in the morning
+MAX_SUSPECTS = 64  # of one coordinator that count, the latest; if more calls time out, its own link is at fault
 MAX_ABSENT = 1_000  # dead and offline devices that are remembered, the latest
 MAX_DEVICES = 10_000  # more births are ignored: three times the largest site that was measured
 MAX_ENTRIES = 200_000  # kept of all births and heartbeats, each up to 1 kB: 200 modules of each of 1,000 devices
@@ -75,7 +77,7 @@ class Cluster:
     living: int = 0  # how many devices are alive, of those that are always on
     silent: int = 0  # how many of them are suspect, and not on probation
     entries: int = 0  # that are kept of all devices' births and heartbeats
-    reported: frozenset[DeviceId] = frozenset()  # devices with timeout reports
+    accused: Mapping[DeviceId, frozenset[DeviceId]] = field(default_factory=dict)  # by coordinator: its suspects
     examine_at_s: float = field(default=math.inf, compare=False)  # no device changes by time alone before
     listening: bool = False  # whether the orchestrator's link is up
     up_s: float = 0.0  # since when
@@ -107,11 +109,6 @@ class Cluster:
         living = self.living + _living(changed.values()) - _living(known)
         silent = self.silent + _silent(changed.values()) - _silent(known)
         entries = self.entries + _entries(changed.values()) - _entries(known)
-        reported = self.reported
-        if reporting := {name for name, device in changed.items() if device.timeout_reports}:
-            reported |= reporting
-        if over := reported & changed.keys() - reporting:
-            reported -= over
         most_silent = _are_most(silent, living)
         due_s = min(_changes_at_s(self, device, most_silent=most_silent) for device in changed.values())
         if any(device.watched and not changed[device.id].watched for device in known):
@@ -122,7 +119,6 @@ class Cluster:
             living=living,
             silent=silent,
             entries=entries,
-            reported=reported,
             examine_at_s=min(self.examine_at_s, due_s),
         )
 
@@ -278,14 +274,27 @@ def _on_first_heartbeat(cluster: Cluster, name: DeviceId, session: int, now_s: f
 
 
 def _on_suspicions(cluster: Cluster, by: DeviceId, message: Heartbeat, now_s: float) -> Cluster:
-    """The cluster with the timeouts that a coordinator reports; none if it isn't in good standing itself."""
-    suspects = message.suspects if cluster.devices[by].fitness == Fitness.FIT else {}
+    """The cluster with the timeouts that a coordinator reports; none if it isn't in good standing itself.
+
+    ``accused`` has all devices with a report of this coordinator, so that no heartbeat looks at those of others.
+    """
+    before = cluster.accused.get(by, frozenset())
+    if not message.suspects and not before:
+        return cluster
+    latest = nsmallest(MAX_SUSPECTS, message.suspects.items(), key=lambda item: (item[1], item[0]))
+    suspects = dict(latest) if cluster.devices[by].fitness == Fitness.FIT else {}
     changed: list[Device] = []
-    for name in sorted(cluster.reported.union(suspects) - {by}):
+    accused: set[DeviceId] = set()
+    for name in sorted(before.union(suspects) - {by}):
         if (device := cluster.devices.get(name)) is not None:
             reports = with_report(device.timeout_reports, by, suspects.get(name), now_s)
             if reports is not device.timeout_reports:
                 changed.append(replace(device, timeout_reports=reports))
+            if by in reports:
+                accused.add(name)
+    if accused != before:
+        others = {other: devices for other, devices in cluster.accused.items() if other != by}
+        cluster = replace(cluster, accused={**others, by: frozenset(accused)} if accused else others)
     return cluster.with_devices(*changed)
 
 
@@ -444,10 +453,10 @@ def _without(cluster: Cluster, names: Sequence[DeviceId]) -> Cluster:
     forgotten = [name for name in names if name in cluster.devices]
     if not forgotten:
         return cluster
-    reported = cluster.reported.difference(forgotten)
+    accused = {name: devices for name, devices in cluster.accused.items() if name not in forgotten}
     entries = cluster.entries - _entries(cluster.devices[name] for name in forgotten)
     devices = cluster.devices.without(forgotten)
-    return replace(cluster, devices=devices, reported=reported, entries=entries)
+    return replace(cluster, devices=devices, accused=accused, entries=entries)
 
 
 def _examine(cluster: Cluster, device: Device, now_s: float) -> Device:

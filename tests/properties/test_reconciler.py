@@ -60,6 +60,7 @@ from orchestrator.events import (
     Tick,
 )
 from orchestrator.leadership.orders import NO_ORDERS, confirm
+from orchestrator.membership.doubts import OWN_CHECK
 from orchestrator.membership.failure_detector import on_event
 from orchestrator.placement.deployability import MAX_REFUSALS, upcoming_name
 from orchestrator.placement.planner_input import facts_of, with_measured_footprints
@@ -825,7 +826,8 @@ class Reconciler(RuleBasedStateMachine):
         alive = [device for device in cluster.devices.values() if device.alive and device.always_on]
         silent = [device for device in alive if device.health == "suspect" and not device.flaps.heartbeats_owed]
         assert (cluster.living, cluster.silent) == (len(alive), len(silent))
-        assert cluster.reported == {name for name, device in cluster.devices.items() if device.timeout_reports}
+        for name, device in cluster.devices.items():
+            assert all(name in cluster.accused[by] for by in device.timeout_reports.keys() - {OWN_CHECK})
         examined = on_event(replace(cluster, examine_at_s=-math.inf), Tick(), self.now_s)
         assert on_event(cluster, Tick(), self.now_s) == examined
         assert not cluster.listening or cluster.examine_at_s <= examined.examine_at_s

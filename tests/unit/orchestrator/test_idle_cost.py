@@ -23,6 +23,7 @@ from orchestrator.events import (
     TaskDeployed,
     Tick,
 )
+from orchestrator.membership.failure_detector import MAX_SUSPECTS
 from orchestrator.planner.plans import solve
 from orchestrator.state import Pace, State, initial
 from tests.builders import all_of, joined, module, obedient, offline, online, profile
@@ -110,6 +111,24 @@ def test_a_heartbeat_that_changes_nothing_costs_the_same_for_every_number_of_dev
         costs.add(calls_of(fleet, fleet.heartbeat(name, compute_s)))
     assert len(costs) == 1, costs
     assert max(costs) < 1_000
+
+
+@pytest.mark.parametrize("suspects", [{}, {"nobody": 0.0}, {"gw-3": 1000.0}])
+def test_a_heartbeat_costs_the_same_however_many_devices_another_one_suspects(suspects: dict[str, float]) -> None:
+    costs = set()
+    for devices in (MAX_SUSPECTS + 2, 300):
+        fleet = Fleet(devices, 5)
+        name, liar = fleet.holder(), fleet.names[-1]
+        fleet.feed(Tick())
+        fleet.feed(suspecting(fleet.heartbeat(liar), dict.fromkeys(fleet.names[:-1], 0.0)))
+        assert sum(bool(device.timeout_reports) for device in fleet.state.cluster.devices.values()) == MAX_SUSPECTS
+        fleet.feed(fleet.heartbeat(name))
+        costs.add(calls_of(fleet, suspecting(fleet.heartbeat(name), suspects)))
+    assert len(costs) == 1, costs
+
+
+def suspecting(said: HeartbeatReceived, suspects: dict[str, float]) -> HeartbeatReceived:
+    return HeartbeatReceived(said.device, said.message.model_copy(update={"suspects": suspects}))
 
 
 def test_a_death_has_no_spec_made_again_of_a_device_that_reports_nothing_new(monkeypatch: pytest.MonkeyPatch) -> None:
