@@ -266,15 +266,13 @@ def _hear_again(state: State, now_s: float) -> State:
     nothing can be announced; it takes ``settle_s`` then, as after a new link.
     """
     again = state.reconciled or state.reads_again
-    is_same_link = state.link is not None and state.orders.session == state.link.session
-    heard = max(state.broker_change, state.orders.confirmed if is_same_link else 0)
     return replace(
         state,
         cluster=replace(state.cluster, up_s=now_s),
         settles_at_s=math.inf if again else now_s + state.settle_s,
         reads_again=again,
         reconciled=False,
-        broker_change=state.orders.change if again else heard,
+        broker_change=state.orders.change if again else state.broker_change,
         delivered=NOTHING_DELIVERED if again else replace(NOTHING_DELIVERED, youngest=state.delivered.youngest),
         retained_routes={},
     )

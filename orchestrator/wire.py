@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-import numpy as np
-
 from broker.protocol import topics
 from broker.protocol.codec import JSON, RAW, encode, encode_tensors
 from broker.protocol.errors import RemoteProtocolError
@@ -115,6 +113,8 @@ def standby_filters(prefix: str) -> tuple[str, ...]:
 
 def _check_of(prefix: str, check: events.CheckDevice) -> Outgoing:
     """A request for one node on one device, in a use that no module has: the device refuses it in its turn."""
+    import numpy as np  # noqa: PLC0415 - 12 MB, and few orchestrators ever check a device
+
     planned = PlannedNode(key=check.key, needs=(_CHECK,), use=_CHECK, device=check.device)
     message = NodeInputs(
         request=check.request,

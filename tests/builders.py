@@ -42,7 +42,8 @@ from edge_agent.runtime.runner import Runner
 from edge_agent.runtime.store import MAX_WAIT_S, Load, Store
 from edge_agent.state import AgentState
 from orchestrator.events import EndPlanning, PlanFound, RequestPlan
-from orchestrator.planner.plans import PlacementProblem, solve
+from orchestrator.planner.plans import PlacementProblem
+from orchestrator.planner.solve import solve
 from orchestrator.planner_process.client import Inbox
 
 PREFIX = "s2m3/v1"

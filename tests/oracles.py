@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from broker.cost_model import latency_s, source_of
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleSpec, NodeName, TaskSpec
 from orchestrator.planner.copies import Bars
-from orchestrator.planner.placement import distinct_modules
+from orchestrator.planner.modules import distinct_modules
 
 ELSEWHERE = (0.0, float("inf"))
 """Latency and bandwidth of what isn't a device: only the other end's link takes time."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from orchestrator.decide import decide
 from orchestrator.events import Action, EndPlanning, Event, PlanFound, RequestPlan
-from orchestrator.planner.plans import solve
+from orchestrator.planner.solve import solve
 from orchestrator.state import State
 
 

@@ -32,8 +32,8 @@ from broker.protocol.specs import (
 from orchestrator.membership.deadly_loads import ENOUGH
 from orchestrator.membership.device import Device, Fitness
 from orchestrator.placement.routes import build_route
-from orchestrator.planner.explain import FAILED, listed
-from orchestrator.planner.placement import Bars
+from orchestrator.planner.copies import Bars
+from orchestrator.planner.refusals import FAILED, listed
 from orchestrator.state import State
 
 MAX_REFUSALS = 3  # one device may be odd and two may be short of memory; beyond that the module or its spec is wrong

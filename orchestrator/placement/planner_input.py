@@ -21,8 +21,8 @@ from orchestrator.membership.deadly_loads import ENOUGH
 from orchestrator.membership.device import Device, Fitness
 from orchestrator.placement import revisions
 from orchestrator.placement.deployability import disputed_modules, refusals_of, refused_too_often, why_unservable
-from orchestrator.planner.copies import copy_key, original_key, with_further_copies
-from orchestrator.planner.placement import AtHand, Bars, distinct_modules
+from orchestrator.planner.copies import AtHand, Bars, copy_key, original_key, with_further_copies
+from orchestrator.planner.modules import distinct_modules
 from orchestrator.state import CurrentPlacement, Facts, State
 
 MOST_TIMES_SPEC = 2  # a measured footprint, where it isn't the device's own, is at most this times the spec's bytes ...

@@ -18,7 +18,7 @@ from dataclasses import replace
 from broker.protocol.specs import DeviceSpec, TaskName, TaskSpec
 from orchestrator.events import Action, Note
 from orchestrator.placement.deployability import is_upcoming, upcoming_name
-from orchestrator.planner.explain import NONE_CAN_RUN
+from orchestrator.planner.refusals import NONE_CAN_RUN
 from orchestrator.state import State
 
 _REPLACE = (

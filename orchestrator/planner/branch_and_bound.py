@@ -17,7 +17,8 @@ import numpy as np
 
 from orchestrator.planner.budget import Budget
 from orchestrator.planner.candidates import Candidates
-from orchestrator.planner.fleet import Flags, Integers, Row
+from orchestrator.planner.device_rows import Row
+from orchestrator.planner.fleet import Flags, Integers
 from orchestrator.planner.local_search import GAIN
 from orchestrator.planner.problem import Problem
 

@@ -16,19 +16,28 @@ Invariants:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-
-import numpy as np
+from functools import cached_property, reduce
+from operator import and_
+from typing import TYPE_CHECKING
 
 from broker.cost_model import may_run, runnable
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, ModuleSpec, TaskName, TaskSpec
-from orchestrator.planner.fleet import NOWHERE, Flags, Fleet
+from orchestrator.planner.device_rows import DeviceRows, RowSet
 from orchestrator.planner.modules import distinct_modules
+
+if TYPE_CHECKING:
+    from orchestrator.planner.fleet import Fleet
 
 Bars = Mapping[ModuleKey, Mapping[DeviceId, str]]
 """Module key to the devices that must not get it, each with the reason."""
+AtHand = Mapping[ModuleKey, Collection[DeviceId]]
+"""Module key to the devices that hold its weights, or have them on disk."""
+AT_HAND_SHARE = 0.1
+"""A device without a module's weights gets the module only if that saves more than this share of the seconds that the
+module's tasks take on the one device that is best for all of them. Loading costs seconds, too, and moves for a small
+gain make a site restless."""
 Homes = Mapping[ModuleKey, DeviceId]
 """The device of each copy. The first copy of a module has the module's own key."""
 FurtherCopies = Mapping[TaskName, Mapping[ModuleKey, int]]
@@ -102,48 +111,37 @@ def _with_copies(task: TaskSpec, numbers: Mapping[ModuleKey, int]) -> TaskSpec:
 
 
 class Constraints:
-    """The rows of a fleet where each task may run, and where each module can, as flags of shape (D,)."""
+    """Where each task may run, and where each module can."""
 
-    def __init__(self, fleet: Fleet, tasks: Sequence[TaskSpec]) -> None:
-        self.fleet = fleet
+    def __init__(self, devices: DeviceRows, tasks: Sequence[TaskSpec]) -> None:
+        self.devices = devices
         self.modules = {key: module for key, (_, module) in distinct_modules(tasks).items()}
-        limited = [(row, spec) for row, spec in enumerate(fleet.specs) if spec.tasks is not None]
+        limited = [spec for spec in devices.specs if spec.tasks is not None]
         self.bind = (
             bool(limited)
             or any(task.devices is not None for task in tasks)
-            or not all(fleet.runs(module).all() for module in self.modules.values())
+            or not all(devices.runs(module) == devices.all for module in self.modules.values())
         )
-        """Whether any task may run, or any module can, only on some rows."""
-        self._anywhere = np.ones(len(fleet), dtype=np.bool_)
-        unlimited = self._anywhere.copy()
-        unlimited[[row for row, _ in limited]] = False
-        self._may_run: dict[TaskName, Flags] = {}
+        """Whether any task may run, or any module can, only on some devices."""
+        unlimited = devices.all & ~devices.set_of(spec.id for spec in limited)
+        self._may_run: dict[TaskName, RowSet] = {}
         for task in tasks if self.bind else ():
-            able, asked = unlimited.copy(), limited
+            able, asked = unlimited, limited
             if task.devices is not None:
-                able[:] = False
-                asked = [
-                    (fleet.rows[name], fleet.specs[fleet.rows[name]]) for name in task.devices if name in fleet.rows
-                ]
-            able[[row for row, spec in asked if may_run(task, spec)]] = True
-            self._may_run[task.task] = able
+                asked = [devices.specs[devices.rows[name]] for name in task.devices if name in devices.rows]
+                able = 0
+            self._may_run[task.task] = able | devices.set_of(spec.id for spec in asked if may_run(task, spec))
 
-    def may_run(self, task: TaskSpec) -> Flags:
-        """Where a task's nodes may run, (D,): ``cost_model.may_run``."""
-        return self._may_run[task.task] if self.bind else self._anywhere
-
-    def may_hold(self, module: ModuleSpec, task: TaskSpec) -> Flags:
-        """Where a copy of a module may be that serves a task, (D,): ``cost_model.may_hold``."""
-        return (
-            self.may_run(task) & self.fleet.runs(module) & (self.fleet.sizes_bytes(module) <= self.fleet.memory_bytes)
-        )
+    def may_run(self, task: TaskSpec) -> RowSet:
+        """Where a task's nodes may run: ``cost_model.may_run``."""
+        return self._may_run[task.task] if self.bind else self.devices.all
 
 
 @dataclass
 class _Copy:
     """A copy: the rows that may hold it for all tasks that it serves so far."""
 
-    able: Flags
+    able: RowSet
     home: DeviceId | None = None
     number: int = 0  # that it has; 0: none
     tasks: list[TaskName] = field(default_factory=list)
@@ -167,19 +165,16 @@ def separate(tasks: Sequence[TaskSpec], fleet: Fleet, homes: Homes, barred: Bars
     standing: dict[ModuleKey, list[_Copy]] = defaultdict(list)
     for name, home in homes.items():
         if home in fleet.rows:
-            there = fleet.every == fleet.rows[home]
-            standing[original_key(name)].append(_Copy(there, home, copy_number(name)))
+            standing[original_key(name)].append(_Copy(fleet.set_of([home]), home, copy_number(name)))
     further: dict[TaskName, dict[ModuleKey, int]] = {}
     stay: dict[ModuleKey, DeviceId] = {}
     for key, using in _users(tasks).items():
         copies = standing[key]
-        bars = [fleet.rows[name] for name in barred.get(key, ()) if name in fleet.rows]
-        module = constraints.modules[key]
+        runs, fits = fleet.runs(constraints.modules[key]), fleet.fits(constraints.modules[key])
+        bars = fleet.set_of(barred.get(key, ()))
         for task in using:
-            able = constraints.may_hold(module, task)
-            able[bars] = False
-            allowed = constraints.may_run(task) & fleet.runs(module)
-            _join(copies, task.task, able if able.any() else allowed, ~fleet.sometimes)
+            allowed = constraints.may_run(task) & runs
+            _join(copies, task.task, allowed & fits & ~bars or allowed, fleet.all & ~fleet.part_time)
         for number, copy in _numbered([copy for copy in copies if copy.tasks]).items():
             if copy.home is not None:
                 stay[copy_key(key, number)] = copy.home
@@ -198,19 +193,19 @@ def _users(tasks: Sequence[TaskSpec]) -> dict[ModuleKey, list[TaskSpec]]:
     return users
 
 
-def _join(copies: list[_Copy], task: TaskName, able: Flags, always: Flags) -> None:
-    """Let a task use the first copy that some row can hold for it, too; else a new one."""
+def _join(copies: list[_Copy], task: TaskName, able: RowSet, always: RowSet) -> None:
+    """Let a task use the first copy that some device can hold for it, too; else a new one."""
     copy = next((copy for copy in copies if _may_join(copy.able, able, always)), None)
     if copy is None:
         copies.append(copy := _Copy(able))
-    copy.able = copy.able & able
+    copy.able &= able
     copy.tasks.append(task)
 
 
-def _may_join(copy: Flags, task: Flags, always: Flags) -> bool:
-    """Whether some row can hold a copy for another task, too: one that is always on, if either has such a row."""
+def _may_join(copy: RowSet, task: RowSet, always: RowSet) -> bool:
+    """Whether some device can hold a copy for another task, too: one that is always on, if either has such a one."""
     both = copy & task
-    return bool((both & always).any() or (both.any() and not ((copy | task) & always).any()))
+    return bool(both & always or (both and not (copy | task) & always))
 
 
 def _numbered(copies: Sequence[_Copy]) -> dict[int, _Copy]:
@@ -220,27 +215,26 @@ def _numbered(copies: Sequence[_Copy]) -> dict[int, _Copy]:
     return numbered | {next(free): copy for copy in copies if numbered.get(copy.number) is not copy}
 
 
-def where_copies_may_be(tasks: Sequence[TaskSpec], fleet: Fleet, homes: Homes) -> dict[ModuleKey, Flags]:
-    """The rows that may hold each copy, for all tasks that it serves; no copy if all may be everywhere.
+def where_copies_may_be(tasks: Sequence[TaskSpec], devices: DeviceRows, homes: Homes) -> dict[ModuleKey, RowSet]:
+    """The devices that may hold each copy, for all tasks that it serves; no copy if all may be everywhere.
 
     Args:
         tasks: in which each further copy is a module of its own.
-        fleet: the devices that may hold modules.
+        devices: those that may hold modules.
         homes: where copies stand: another copy of the same module may not be there.
     """
-    constraints = Constraints(fleet, tasks)
-    able: dict[ModuleKey, Flags] = {}
+    constraints = Constraints(devices, tasks)
+    able: dict[ModuleKey, RowSet] = {}
     copies: dict[ModuleKey, list[ModuleKey]] = defaultdict(list)
     for key, using in _users(tasks).items() if constraints.bind else ():
-        able[key] = np.logical_and.reduce([constraints.may_run(task) for task in using])
-        able[key] &= fleet.runs(constraints.modules[key])
+        able[key] = reduce(and_, map(constraints.may_run, using), devices.runs(constraints.modules[key]))
         copies[original_key(key)].append(key)
     for keys in copies.values():
-        rows = {key: fleet.rows[homes[key]] for key in sorted(keys) if homes.get(key) in fleet.rows}
-        taken = np.isin(fleet.every, [*rows.values()])
+        own = {key: devices.set_of([homes[key]]) for key in sorted(keys) if homes.get(key) in devices.rows}
+        taken = devices.set_of(homes[key] for key in own)
         for key in (
-            sorted(keys, key=lambda key: (key in rows, key)) if len(keys) > 1 else ()
+            sorted(keys, key=lambda key: (key in own, key)) if len(keys) > 1 else ()
         ):  # those without a home first
-            able[key] &= ~taken | (fleet.every == rows.get(key, NOWHERE))
+            able[key] &= ~taken | own.get(key, 0)
             taken |= able[key]
     return able

@@ -22,8 +22,9 @@ import numpy as np
 from broker.protocol.errors import NoDeviceFits, S2M3Error
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
 from orchestrator.planner.candidates import Candidates, TooManyCandidates, candidates_of, least_s
+from orchestrator.planner.copies import Bars
 from orchestrator.planner.cp_sat_model import choose
-from orchestrator.planner.placement import Bars, refined
+from orchestrator.planner.placement import refined
 from orchestrator.planner.problem import Problem, Where
 
 TOLERANCE = 1e-10

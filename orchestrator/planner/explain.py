@@ -1,4 +1,4 @@
-"""The reasons why a module is on its device and on no other, and why a task found no place, worked out on request.
+"""The reasons why a module is on its device and on no other, worked out on request.
 
 Owns the sentences. Knows nothing of how the placement was found: each reason compares the placement with one in which
 only this module is moved.
@@ -12,15 +12,12 @@ from itertools import islice
 
 import numpy as np
 
-from broker.protocol.errors import NoDeviceFits, named
 from broker.protocol.sizes import show_bytes
 from broker.protocol.specs import DeviceId, ModuleKey
-from orchestrator.planner.fleet import NOWHERE
+from orchestrator.planner.device_rows import NOWHERE
 from orchestrator.planner.greedy import PartialPlacement
 from orchestrator.planner.problem import Placement
 
-NONE_CAN_RUN = "no device can run"  # a reason begins so if more memory would not help
-FAILED = "it failed there"  # the reason of a device that was assigned a module begins so
 _REJECTED_SHOWN = 4  # other devices named in an assignment's reason; a thousand of them must still fit a message
 
 
@@ -31,26 +28,6 @@ class Explanation:
     device: DeviceId
     why: str
     rejected: Mapping[DeviceId, str]
-
-
-def no_fit_reason(error: NoDeviceFits, absent: Mapping[DeviceId, str]) -> str:
-    """The reason why a task found no place: what each device lacks, or why it doesn't count.
-
-    ``absent`` are further devices, which the planner doesn't know, each with its reason.
-    """
-    error.absent = dict(absent)
-    if error.short_bytes or not error.excluded:
-        return str(error)
-    error.excluded |= absent
-    fix = "change one of these, and it is placed"
-    if any(why.startswith(FAILED) for why in error.excluded.values()):
-        fix = "remove the cause and wait, for it is tried again after a while; or correct the task's file"
-    return f"{NONE_CAN_RUN} {error.module}: {listed(error.excluded)}; {fix}"
-
-
-def listed(refusals: Mapping[DeviceId, str]) -> str:
-    """The devices that refused, each with its reason, as a phrase."""
-    return ", ".join(named([f"{device}: {why}" for device, why in sorted(refusals.items())]))
 
 
 def reason(placement: Placement, key: ModuleKey) -> str:

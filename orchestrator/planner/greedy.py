@@ -28,7 +28,8 @@ import numpy as np
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceId, ModuleKey
 from orchestrator.planner.budget import Budget
-from orchestrator.planner.fleet import NOWHERE, Integers, Row
+from orchestrator.planner.device_rows import NOWHERE, Row
+from orchestrator.planner.fleet import Integers
 from orchestrator.planner.packing import SearchLimitReached, packed
 from orchestrator.planner.problem import Problem, Where
 

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from orchestrator.planner.budget import ASK_EVERY, Budget
-from orchestrator.planner.fleet import Integers, Row
+from orchestrator.planner.device_rows import Row
+from orchestrator.planner.fleet import Integers
 from orchestrator.planner.greedy import PartialPlacement
 
 FEW = 16

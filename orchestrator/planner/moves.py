@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from broker.cost_model import memory_bytes, objective_s, source_of
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
 from orchestrator.planner.copies import Homes
-from orchestrator.planner.fleet import sometimes_of
+from orchestrator.planner.device_rows import sometimes_of
 from orchestrator.planner.modules import distinct_modules
 
 GAIN_SHARE = 0.15  # of the tasks' weighted seconds: measured averages waver by some ten percent under load
@@ -82,8 +82,8 @@ class MoveCosts:
                 free[to] -= size_bytes
         for key in reversed(list(moves)):
             others = {other: to for other, to in moves.items() if other != key}
-            needed_s = least_gain_s(self.cost_s({}, of={key}))
-            if self.cost_s(others, of={key}) - self.cost_s(moves, of={key}) < needed_s:
+            without_s = self.cost_s(others, of={key})  # not the cost now: the next round would compare with this one
+            if without_s - self.cost_s(moves, of={key}) < least_gain_s(without_s):
                 moves = others
         gain_s, needed_s = self.gain_s(moves) if moves else (0.0, 1.0)
         return moves if gain_s >= needed_s else {}

@@ -26,14 +26,15 @@ from functools import partial
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceId, DeviceSpec, TaskName, TaskSpec
 from orchestrator.planner.budget import Budget, never
-from orchestrator.planner.copies import Bars, Homes, original_key
-from orchestrator.planner.fleet import NOWHERE, Fleet, sometimes_of
+from orchestrator.planner.copies import AtHand, Bars, Homes, original_key
+from orchestrator.planner.device_rows import NOWHERE, sometimes_of
+from orchestrator.planner.fleet import Fleet
 from orchestrator.planner.greedy import PartialPlacement, greedy
 from orchestrator.planner.large_neighbourhood_search import LargeNeighbourhoodSearch
 from orchestrator.planner.local_search import LocalSearch
 from orchestrator.planner.modules import distinct_modules
 from orchestrator.planner.packing import STEPS, SearchLimitReached, least_extra
-from orchestrator.planner.problem import AtHand, Placement, Problem
+from orchestrator.planner.problem import Placement, Problem
 
 __all__ = ["AtHand", "Bars", "Placement", "distinct_modules", "never", "place", "place_most", "refined"]
 

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 
 from broker.protocol.specs import DeviceSpec, TaskSpec
 from orchestrator.planner.budget import Budget
-from orchestrator.planner.copies import Bars, FurtherCopies, Homes, original_key, with_further_copies
+from orchestrator.planner.copies import AtHand, Bars, FurtherCopies, Homes, original_key, with_further_copies
 from orchestrator.planner.fleet import Fleet
 from orchestrator.planner.greedy import PartialPlacement
 from orchestrator.planner.large_neighbourhood_search import LargeNeighbourhoodSearch
 from orchestrator.planner.local_search import LocalSearch
 from orchestrator.planner.moves import GAIN_SHARE, MoveCosts
-from orchestrator.planner.problem import AtHand, Problem
+from orchestrator.planner.problem import Problem
 
 WORK = 30_000
 """The work of the search at most, in units of about 10 microseconds."""

@@ -20,6 +20,8 @@ import numpy as np
 from broker.cost_model import source_of
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskName, TaskSpec
 from orchestrator.planner.copies import (
+    AT_HAND_SHARE,
+    AtHand,
     Bars,
     FurtherCopies,
     Homes,
@@ -31,18 +33,13 @@ from orchestrator.planner.copies import (
     why_may_not_run,
     with_further_copies,
 )
-from orchestrator.planner.fleet import NOWHERE, Fleet, Floats, Integers, Row
+from orchestrator.planner.device_rows import NOWHERE, Row
+from orchestrator.planner.fleet import Fleet, Floats, Integers
 from orchestrator.planner.modules import distinct_modules
 from orchestrator.planner.schedule import TaskSchedule
 
-AtHand = Mapping[ModuleKey, Collection[DeviceId]]
-"""Module key to the devices that hold its weights, or have them on disk."""
 Where = list[Row]
 """For each module, by number, its device's row; ``NOWHERE`` while it has none."""
-AT_HAND_SHARE = 0.1
-"""A device without a module's weights gets the module only if that saves more than this share of the seconds that the
-module's tasks take on the one device that is best for all of them. Loading costs seconds, too, and moves for a small
-gain make a site restless."""
 _FEW = 24  # so many placements are timed one by one as quickly as all at once
 _ROUNDING = 1e-9  # relative: far above what sums in another order change, far below what a person notices
 
@@ -107,12 +104,11 @@ class Problem:
 
     def _barred(self, key: ModuleKey) -> list[Row]:
         """The rows that must not get a module: by its bars, and by what its tasks and the devices allow."""
-        rows = [self.fleet.rows[name] for name in self.bars.get(original_key(key), ()) if name in self.fleet.rows]
+        bars = self.bars.get(original_key(key), ())
         if key not in self.may_be:
-            return rows
-        able = self.may_be[key].copy()
-        able[rows] = False
-        return [*np.flatnonzero(~able).tolist()]
+            return [self.fleet.rows[name] for name in bars if name in self.fleet.rows]
+        barred = self.fleet.all & ~self.may_be[key] | self.fleet.set_of(bars)
+        return [*np.flatnonzero(self.fleet.flags(barred)).tolist()]
 
     def exclusions(self, module: int) -> dict[DeviceId, str]:
         """The devices that must not get a module, each with the reason."""

@@ -18,7 +18,8 @@ import numpy as np
 
 from broker.cost_model import Graph, Linked, answer_s, compute_s, finish_s
 from broker.protocol.specs import ModuleKey, TaskSpec
-from orchestrator.planner.fleet import NOWHERE, Fleet, Floats, Integers, Row
+from orchestrator.planner.device_rows import NOWHERE, Row
+from orchestrator.planner.fleet import Fleet, Floats, Integers
 
 
 class TaskSchedule:

@@ -23,10 +23,9 @@ from itertools import islice
 
 from broker.cost_model import compute_s, memory_bytes, objective_s, source_of
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, TaskSpec
-from orchestrator.planner.copies import Bars, original_key, where_copies_may_be
-from orchestrator.planner.fleet import Fleet, sometimes_of
+from orchestrator.planner.copies import AT_HAND_SHARE, AtHand, Bars, original_key, where_copies_may_be
+from orchestrator.planner.device_rows import DeviceRows, sometimes_of
 from orchestrator.planner.modules import distinct_modules
-from orchestrator.planner.problem import AT_HAND_SHARE, AtHand
 
 EXPECTED_LOAD_BYTES_PER_S = 100e6  # of a load that was never measured: the speed of a gateway's SD card
 UTILISATION = 0.7
@@ -152,8 +151,8 @@ class _SpareSelection:
         self.replicas: dict[ModuleKey, list[DeviceId]] = defaultdict(list)
         self.sometimes: dict[ModuleKey, list[DeviceId]] = defaultdict(list)  # replicas on devices that are on sometimes
         self._part_time = sometimes_of(devices)
-        fleet = Fleet(devices)
-        self._rows, self._may_be = fleet.rows, where_copies_may_be(tasks, fleet, where)
+        rows = DeviceRows(devices)
+        self._rows, self._may_be = rows.rows, where_copies_may_be(tasks, rows, where)
         self._barred, self._at_hand, self._kept, self._only = barred, at_hand, kept, only
         self._users: dict[ModuleKey, list[TaskSpec]] = defaultdict(list)
         self._rate: dict[ModuleKey, float] = defaultdict(float)
@@ -210,7 +209,7 @@ class _SpareSelection:
             and memory_bytes(self.modules[key][1], self.devices[device]) <= self._room[device]
             and device not in self._copies[key]
             and device not in self._barred.get(original_key(key), {})
-            and (key not in self._may_be or self._may_be[key][self._rows[device]])
+            and (key not in self._may_be or bool(self._may_be[key] >> self._rows[device] & 1))
             and (pinned or self._only is None or device in self._only.get(original_key(key), ()))
         )
 

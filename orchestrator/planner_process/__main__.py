@@ -19,16 +19,16 @@ import os
 import pickle
 import select
 import signal
-import struct
 import sys
 import time
 import traceback
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
-from orchestrator.planner.plans import Plan, Problem, solve
+from orchestrator.planner.plans import Plan, Problem
+from orchestrator.planner.solve import solve
+from orchestrator.planner_process import NUMBER
 
-NUMBER = struct.Struct("!Q")
 NICENESS = 2  # Linux gives a process of this niceness two thirds of what one of niceness 0 gets
 DEEPEST = 50_000  # calls in one another: packing and branch and bound take one or two for each module or task
 

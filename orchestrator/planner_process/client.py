@@ -27,7 +27,7 @@ import structlog
 
 from orchestrator.events import EndPlanning, PlanFound, RequestPlan, Ticket
 from orchestrator.planner.plans import Plan, Problem
-from orchestrator.planner_process.__main__ import NUMBER
+from orchestrator.planner_process import NUMBER
 
 SEARCH_S = 0.5  # the longest search, on a machine on which its units take longer than they should
 WATCH_S = 1.0  # between two looks whether the idle process lives: the next problem should find it ready

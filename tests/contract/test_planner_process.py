@@ -18,9 +18,10 @@ from structlog.testing import capture_logs
 
 from broker.protocol.specs import TaskSpec
 from orchestrator.events import EndPlanning, PlanFound, RequestPlan
-from orchestrator.planner.plans import PlacementPlan, PlacementProblem, solve
-from orchestrator.planner_process import client
-from orchestrator.planner_process.__main__ import NICENESS, NUMBER, Ends
+from orchestrator.planner.plans import PlacementPlan, PlacementProblem
+from orchestrator.planner.solve import solve
+from orchestrator.planner_process import NUMBER, client
+from orchestrator.planner_process.__main__ import NICENESS, Ends
 from orchestrator.planner_process.client import PlannerProcess
 from tests.builders import InlinePlanner, chain, device, module, placement_problem
 from tests.patience import PATIENCE_S, until

@@ -36,7 +36,7 @@ from orchestrator import wire as orchestrator_wire
 from orchestrator.decide import decide as decide_orchestrator
 from orchestrator.events import PlanFound, RequestPlan
 from orchestrator.leadership.orders import NO_ORDERS, CopiedEvent, StandbyCopy
-from orchestrator.planner.plans import solve
+from orchestrator.planner.solve import solve
 from orchestrator.reports import Reports, When
 from orchestrator.state import initial
 from s2m3.cli.output import console, print_json

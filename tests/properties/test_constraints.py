@@ -102,11 +102,12 @@ def test_the_planners_flags_are_the_cost_models_word(instance: Instance) -> None
     fleet = Fleet(devices)
     constraints = Constraints(fleet, tasks)
     for task in tasks:
-        assert constraints.may_run(task).tolist() == [may_run(task, spec) for spec in fleet.specs]
-        assert constraints.may_run(task).tolist() == [oracles.may_run(task, spec) for spec in fleet.specs]
+        allowed = constraints.may_run(task)
+        assert fleet.flags(allowed).tolist() == [may_run(task, spec) for spec in fleet.specs]
+        assert fleet.flags(allowed).tolist() == [oracles.may_run(task, spec) for spec in fleet.specs]
         for module in task.modules.values():
-            able = constraints.may_hold(module, task)
-            assert able.tolist() == [may_hold(module, spec, [task]) for spec in fleet.specs]
+            able = allowed & fleet.runs(module) & fleet.fits(module)
+            assert fleet.flags(able).tolist() == [may_hold(module, spec, [task]) for spec in fleet.specs]
 
 
 @CALMLY

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceSpec, TaskSpec
 from orchestrator.planner.exact import Optimum, exact
-from orchestrator.planner.placement import distinct_modules, place, refined
+from orchestrator.planner.modules import distinct_modules
+from orchestrator.planner.placement import place, refined
 from tests.oracles import copies_of, counted_s, exhaustive, key_of, size_of
 from tests.strategies import CALMLY, Instance, instances
 

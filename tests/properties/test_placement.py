@@ -15,9 +15,11 @@ from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceSpec, TaskSpec
 from orchestrator.planner.budget import Budget
 from orchestrator.planner.candidates import candidates_of, least_s, tails_s
+from orchestrator.planner.device_rows import NOWHERE
 from orchestrator.planner.explain import explain
-from orchestrator.planner.fleet import NOWHERE, Fleet
-from orchestrator.planner.placement import Placement, distinct_modules, place, place_most, refined
+from orchestrator.planner.fleet import Fleet
+from orchestrator.planner.modules import distinct_modules
+from orchestrator.planner.placement import Placement, place, place_most, refined
 from orchestrator.planner.problem import Problem
 from orchestrator.planner.schedule import TaskSchedule
 from tests.oracles import request_of, simulated_latency_s, size_of

@@ -68,7 +68,7 @@ from orchestrator.placement.planning import AGAIN_S
 from orchestrator.placement.revisions import allow_upcoming, served_spec, why_refused
 from orchestrator.planner.copies import original_key
 from orchestrator.planner.placement import never, place
-from orchestrator.planner.plans import solve
+from orchestrator.planner.solve import solve
 from orchestrator.state import Pace, State, initial
 from tests.builders import joined, module, offline, online, part_of, profile
 

@@ -13,10 +13,11 @@ from broker.cost_model import may_run, objective_s, runnable, source_of
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceSpec, TaskSpec
 from orchestrator.planner.copies import original_key, with_further_copies
+from orchestrator.planner.device_rows import sometimes_of
 from orchestrator.planner.exact import exact
-from orchestrator.planner.fleet import sometimes_of
+from orchestrator.planner.modules import distinct_modules
 from orchestrator.planner.moves import free_bytes
-from orchestrator.planner.placement import Placement, distinct_modules, place, place_most, refined
+from orchestrator.planner.placement import Placement, place, place_most, refined
 from orchestrator.planner.preferred import preferred_copies
 from orchestrator.planner.spares import Spares, spares
 from tests.oracles import placements

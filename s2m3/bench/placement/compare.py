@@ -13,7 +13,7 @@ from statistics import mean, median
 from typing import Any
 
 from broker.protocol.specs import FleetSpec, TaskSpec
-from orchestrator.planner.placement import distinct_modules
+from orchestrator.planner.modules import distinct_modules
 from s2m3.bench.placement.solve import SOLVERS, Solver, solve, with_sources
 
 EQUAL = 1e-9

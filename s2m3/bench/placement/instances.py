@@ -29,8 +29,8 @@ from broker.cost_model import memory_bytes
 from broker.files import load_spec
 from broker.protocol.specs import DeviceSpec, FleetSpec, TaskSpec
 from edge_agent import catalog
+from orchestrator.planner.modules import distinct_modules
 from orchestrator.planner.packing import packed
-from orchestrator.planner.placement import distinct_modules
 from s2m3.catalogue import TaskList, TaskUse, load_task, load_tasks
 
 COUNT = 95

@@ -1355,17 +1355,3 @@ def test_what_was_refused_while_the_orchestrator_settles_is_not_taken_for_remove
         site.feed(TaskDeployed(spec, retained=True))
     assert cleared(site.settle(), TASK_ROUTE) == []
     assert site.state.tasks.keys() == {"classify", "caption"}
-
-
-def test_an_order_that_came_over_this_link_was_removed_if_it_does_not_come_again_after_a_refusal() -> None:
-    site = serving(CLASSIFY, a=200)
-    retained = announcement(site).message
-    site.feed(LinkDown("lost"))
-    site.feed(LinkUp(2))
-    site.feed(retained)
-    site.feed(TaskDeployed(CLASSIFY, retained=True))
-    site.feed(TaskDeployed(CAPTION))
-    site.feed(MessagesRefused())  # with them its undeployment
-    site.feed(TaskDeployed(CLASSIFY, retained=True))
-    assert not all_of(site.settle(), PublishSpec), "the broker lost nothing"
-    assert site.state.tasks.keys() == {"classify"}

@@ -24,7 +24,7 @@ from orchestrator.events import (
     Tick,
 )
 from orchestrator.membership.failure_detector import MAX_SUSPECTS
-from orchestrator.planner.plans import solve
+from orchestrator.planner.solve import solve
 from orchestrator.state import Pace, State, initial
 from tests.builders import all_of, joined, module, obedient, offline, online, profile
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.freed_memory import AFTER_S, FreedMemory
+from tests.builders import chain, device, module
 from tests.patience import run_python
 
 CONNECT = """
@@ -22,6 +23,25 @@ try:
 except ValueError:
     structlog.get_logger().exception("connection_failed")
 """
+
+REPAIR = """
+import orchestrator.__main__, sys
+from broker.protocol.specs import DeviceSpec, TaskSpec
+from orchestrator.planner.spares import spares
+
+task, *devices = sys.argv[1:]
+task, devices = TaskSpec.model_validate_json(task), [DeviceSpec.model_validate_json(each) for each in devices]
+home = {each.key: "a" for each in task.modules.values()}
+chosen = spares(devices, [task], home, only=dict.fromkeys(home, ("b", "c")))
+print(*{name for there in chosen.standby.values() for name in there}, "numpy" in sys.modules)
+"""
+
+
+def test_the_orchestrators_own_process_chooses_spares_without_numpy() -> None:
+    task = chain("see", module("eye"), module("head"), devices=("a", "b"))
+    devices = [device("a"), device("b").model_copy(update={"engines": ("torch", "onnx")}), device("c", speed=99e9)]
+    given = [each.model_dump_json() for each in (task, *devices)]
+    assert run_python(REPAIR, *given).split() == ["b", "False"]
 
 
 @pytest.mark.parametrize(

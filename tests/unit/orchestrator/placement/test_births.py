@@ -22,7 +22,8 @@ from orchestrator.events import (
     Tick,
 )
 from orchestrator.placement.births import SHARE_S
-from orchestrator.planner.plans import MovesProblem, PlacementProblem, solve
+from orchestrator.planner.plans import MovesProblem, PlacementProblem
+from orchestrator.planner.solve import solve
 from orchestrator.state import Pace, State, initial
 from tests.builders import all_of, chain, heartbeat, module, offline, online, profile
 

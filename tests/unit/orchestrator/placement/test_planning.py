@@ -29,7 +29,8 @@ from orchestrator.events import (
     Tick,
 )
 from orchestrator.placement.planning import AGAIN_S, PLAN_LOST_S
-from orchestrator.planner.plans import DrainProblem, MovesProblem, PlacementProblem, Problem, SparesProblem, solve
+from orchestrator.planner.plans import DrainProblem, MovesProblem, PlacementProblem, Problem, SparesProblem
+from orchestrator.planner.solve import solve
 from orchestrator.state import Pace, State, initial
 from tests.builders import all_of, chain, module, obedient, online, profile
 

@@ -7,10 +7,10 @@ import random
 import pytest
 
 from broker.protocol.specs import DeviceSpec, TaskSpec
-from orchestrator.planner import plans
 from orchestrator.planner.budget import ASK_EVERY, Budget
 from orchestrator.planner.packing import STEPS, SearchLimitReached, packed
-from orchestrator.planner.plans import PlacementPlan, PlacementProblem, solve
+from orchestrator.planner.plans import PlacementPlan, PlacementProblem
+from orchestrator.planner.solve import solve
 from tests.builders import chain, device, module, placement_problem
 
 
@@ -83,7 +83,7 @@ def test_tasks_that_do_not_fit_cost_no_more_than_the_budget_and_each_has_its_rea
             super().__init__(*args)  # type: ignore[arg-type]
             made.append(self)
 
-    monkeypatch.setattr(plans, "Budget", Watched)
+    monkeypatch.setattr("orchestrator.planner.solve.Budget", Watched)
     asked = problem(devices, tasks, memory_bytes)
     plan = solved(asked)
     assert made[0].left > -5_000  # what is under way when it is spent is finished

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from broker.protocol.specs import FleetSpec, TaskSpec
+from orchestrator.planner.modules import distinct_modules
 from orchestrator.planner.packing import packed
-from orchestrator.planner.placement import distinct_modules, refined
+from orchestrator.planner.placement import refined
 from s2m3.bench.placement import compare as comparing
 from s2m3.bench.placement import scale
 from s2m3.bench.placement.compare import Outcome, Result, compare, summarise
