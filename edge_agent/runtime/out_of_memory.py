@@ -1,4 +1,4 @@
-"""Whether memory was refused: then neither an input nor a file is at fault, and another device may do it."""
+"""Errors and memory: whether it was refused, when neither an input nor a file is at fault, and what an error holds."""
 
 from __future__ import annotations
 
@@ -24,3 +24,14 @@ def refused_memory(error: BaseException | None) -> str | None:
             return "memory"
         error = error.__cause__
     return None
+
+
+def without_frames(error: Exception) -> Exception:
+    """The error, and those that it came of, without their tracebacks, whose frames hold all arrays of a failed pass."""
+    left: list[BaseException | None] = [error]
+    while left:
+        each = left.pop()
+        if each is not None and each.__traceback__ is not None:
+            each.__traceback__ = None
+            left += [each.__cause__, each.__context__]
+    return error

@@ -6,7 +6,8 @@ and split again. Knows no family, and no engine's tensors.
 Invariants of a batch:
 - its requests have arrays of equal names, shapes and dtypes, joined along their first axis, and the family says that
   this pass takes them so (``Pass.batched``);
-- a request fails alone: in its own ``prepare`` or ``answer``; a failed batch is halved until the bad request is alone.
+- a request fails alone: in its own ``prepare`` or ``answer``; a failed batch is halved until the bad request is alone;
+- a pass that failed holds no memory when the next one begins.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from edge_agent.modules.inputs.notes import gathered
 from edge_agent.modules.panics import panics_as_errors
 from edge_agent.modules.threads import limit
 from edge_agent.runtime.engines import engine
-from edge_agent.runtime.out_of_memory import is_out_of_memory
+from edge_agent.runtime.out_of_memory import is_out_of_memory, without_frames
 
 log = structlog.get_logger()
 
@@ -112,14 +113,13 @@ class Runner:
         indices = tuple(group)
         before(indices)
         began_s = time.monotonic()
-        try:
-            found = _forward(module, chosen, [each for each, _ in group.values()])
-        except Exception as error:  # noqa: BLE001 - the same
+        found = _forward_or_error(module, chosen, [each for each, _ in group.values()])
+        if isinstance(found, Exception):
             seconds = time.monotonic() - began_s
             if len(group) == 1:
-                yield [Ended(indices[0], error, seconds + group[indices[0]][1])]
+                yield [Ended(indices[0], found, seconds + group[indices[0]][1])]
                 return
-            why = "out of memory: state a smaller batch" if is_out_of_memory(error) else type(error).__name__
+            why = "out of memory: state a smaller batch" if is_out_of_memory(found) else type(found).__name__
             log.warning("batch_failed", batch=len(group), why=why)
             for half in (indices[: len(indices) // 2], indices[len(indices) // 2 :]):
                 yield from self._together(module, chosen, {index: group[index] for index in half}, before)
@@ -172,6 +172,14 @@ def _alike(prepared: Mapping[int, Prepared], most: int) -> Iterator[tuple[int, .
     for indices in groups.values():
         for first in range(0, len(indices), most):
             yield tuple(indices[first : first + most])
+
+
+def _forward_or_error(module: Module, chosen: Pass, group: Sequence[Prepared]) -> list[Mapping[str, Array]] | Exception:
+    """The arrays of each request of one pass, or its error, when all that the pass had in memory is free again."""
+    try:
+        return _forward(module, chosen, group)
+    except Exception as error:  # noqa: BLE001 - whatever a family does, the other requests go on
+        return without_frames(error)
 
 
 @panics_as_errors()

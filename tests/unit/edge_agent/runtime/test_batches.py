@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,10 @@ class Numbers:
 
     def sample(self) -> None:
         return None
+
+
+class Layer(np.ndarray[Any, Any]):
+    """An array that weak references may name."""
 
 
 class CountingEngine:
@@ -135,6 +140,24 @@ def test_a_batch_that_is_too_large_for_the_memory_runs_in_smaller_ones(counting:
     found = run(*("1 2",) * 8)
     assert all(isinstance(each.result, Output) for each in found)
     assert counting.passes == [8, 4, 2, 2, 4, 2, 2]
+
+
+def test_a_pass_that_failed_holds_no_memory_while_its_halves_run(counting: CountingEngine) -> None:
+    held: list[weakref.ref[Array]] = []
+
+    def fail(x: Array) -> None:
+        layer = np.ones(8).view(Layer)  # of a network; the frames of its pass hold it
+        assert [each for each in held if each() is not None] == []
+        held.append(weakref.ref(layer))
+        if len(x) > 1:
+            try:
+                np.empty(-1)
+            except ValueError as error:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB") from error
+
+    counting.fail = fail
+    assert all(isinstance(each.result, Output) for each in run(*("1 2",) * 4))
+    assert counting.passes == [4, 2, 1, 1, 2, 1, 1]
 
 
 def test_an_answer_that_fails_does_so_alone(counting: CountingEngine) -> None:
