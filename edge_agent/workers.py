@@ -181,8 +181,13 @@ class Workers:
                 text = "its deadline passed before it could be computed"
                 self._end(run, RequestFailed(ErrorCode.DEADLINE_EXCEEDED, text), began_s)
                 continue
-            work = self._cache.work_of(run.key, run.use, run.values)
-            if (known := self._cache.find(work)) is not None:
+            try:
+                work = self._cache.work_of(run.key, run.use, run.values)
+                known = self._cache.find(work)
+            except Exception as error:  # noqa: BLE001 - where memory is short, any line may fail
+                self._end(run, error, began_s)
+                continue
+            if known is not None:
                 self._end(run, known, began_s, time.monotonic() - began_s, cached=True)
             elif work is not None and not equal and work in {other for _, other in unfinished.values()}:
                 later.append(run)
@@ -212,8 +217,14 @@ class Workers:
                 for each in ended:
                     run, work = unfinished.pop(each.index)
                     if isinstance(each.result, Output):
-                        self._cache.keep(work, each.result)
+                        self._keep(work, each.result)
                     self._end(run, each.result, began_s, seconds, batch)
+
+    def _keep(self, work: Work | None, output: Output) -> None:
+        try:
+            self._cache.keep(work, output)
+        except Exception:  # noqa: BLE001 - the same; the node has its output
+            self._log.exception("output_not_kept")
 
     def _next(self, passes: Iterator[list[Ended]]) -> list[Ended]:
         with self._store.passing():

@@ -23,6 +23,7 @@ from edge_agent import events
 from edge_agent.config import AgentConfig
 from edge_agent.device.pass_note import PassNote
 from edge_agent.modules import Output, Value
+from edge_agent.runtime import output_cache
 from edge_agent.runtime.output_cache import OutputCache
 from edge_agent.runtime.runner import Runner
 from edge_agent.runtime.store import Store
@@ -168,6 +169,22 @@ def test_numbers_beyond_float16_fail_the_tasks_that_round_and_no_other(start: Ca
     assert threads.run(b"large").cached
     assert isinstance(threads.run(b"large", wire="float16").error, LocalProtocolError)
     assert threads.counting.seen == [b"large"]
+
+
+@pytest.mark.parametrize(("fails", "is_answered"), [("size_of", True), ("work_of", False)])
+def test_a_cache_that_has_no_memory_loses_no_node(
+    start: Callable[..., Threads], monkeypatch: pytest.MonkeyPatch, fails: str, *, is_answered: bool
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    threads = start()
+    with monkeypatch.context() as patched:
+        patched.setattr(output_cache, fails, no_memory)
+        ran = [threads.run(b"frame") for _ in range(3)]
+    assert [each.output is not None for each in ran] == [is_answered] * 3
+    assert {type(each.error) for each in ran} == {type(None) if is_answered else MemoryError}
+    assert [threads.run(b"frame").cached for _ in range(2)] == [False, True]
 
 
 def test_a_module_that_was_unloaded_computes_again(start: Callable[..., Threads]) -> None:
