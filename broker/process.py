@@ -82,6 +82,15 @@ def return_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def end_at_once() -> None:
+    """Let SIGTERM end this process until ``stopped_by_signals``: there is nothing to tidy up while a service starts.
+
+    As an exception of Python's, which it is for commands that start processes, it may get lost where a library calls
+    back: an agent that was asked to end while it imported pydantic's types served on.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 @contextmanager
 def stopped_by_signals(stop: Callable[[], None], *, until_stdin_closes: bool) -> Iterator[None]:
     """Call ``stop`` at SIGINT and SIGTERM, and on request when standard input ends: then the parent died."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from broker.arguments import OneLineParser, add_broker, add_until_stdin_closes, places_of
 from broker.directories import cache_directory, in_home
 from broker.files import load_spec
-from broker.process import log_to_stderr, stopped_by_signals
+from broker.process import end_at_once, log_to_stderr, stopped_by_signals
 from broker.protocol.errors import BadFile, IdInUse
 from broker.service_manager import ServiceManager
 from broker.transport.connect import check_files
@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     A hung forward pass ends in a new process with this one's id, or in ``EXIT_HUNG`` after several. One that keeps the
     interpreter's lock ends this process by SIGPROF (``watchdog``).
     """
+    end_at_once()
     log_to_stderr(arguments.log_format)
     share_one_heap()
     manager = ServiceManager(os.environ)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from broker.arguments import OneLineParser, add_broker, add_until_stdin_closes, connection_of, number
 from broker.directories import state_directory
-from broker.process import log_to_stderr, stopped_by_signals
+from broker.process import end_at_once, log_to_stderr, stopped_by_signals
 from broker.protocol.errors import BadFile
 from broker.protocol.messages import LONGEST_INTERVAL_S, SHORTEST_INTERVAL_S
 from broker.service_manager import ServiceManager
@@ -55,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         BadFile: a wrong argument or file.
     """
+    end_at_once()
     log_to_stderr(arguments.log_format)
     orchestrator = Orchestrator(
         connection_of(arguments),

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from broker.arguments import OneLineParser, add_broker, add_until_stdin_closes, connection_of, site_prefix
-from broker.process import log_to_stderr, stopped_by_signals
+from broker.process import end_at_once, log_to_stderr, stopped_by_signals
 from broker.protocol.sources import SourceSpec
 from broker.protocol.topics import SOURCE_ANSWER, prefix_of
 from broker.service_manager import ServiceManager
@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Run the sources until a signal comes."""
+    end_at_once()
     log_to_stderr(arguments.log_format)
     connection = connection_of(arguments)
     configuration = read_files(arguments.config, prefix_of(connection.site))
