@@ -25,7 +25,7 @@ from edge_agent.modules.weights.allowed import allow
 from edge_agent.modules.weights.digests import Recorded, record_in
 from edge_agent.modules.weights.hub import DIRECTORY_VARIABLE, check_endpoint, models_directory
 from edge_agent.modules.weights.stored import Cache, keep_in
-from edge_agent.restart import PassHung, restart
+from edge_agent.restart import PassLost, restart
 from edge_agent.runtime import engines
 from edge_agent.runtime.accelerator import CPU_BATCH, chosen
 from edge_agent.watchdog import Watchdog
@@ -66,7 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     accelerator = chosen(config.accelerator, arguments.config) if engine == "torch" else None
     batch = config.batch or (accelerator.batch if accelerator else CPU_BATCH)
-    runner = Runner(threads=config.threads, batch=batch, device=accelerator.device if accelerator else "cpu")
+    runner = Runner(threads=config.threads, batch=batch)
+    if accelerator:
+        runner = Runner(threads=config.threads, batch=batch, device=accelerator.device, problem=accelerator.problem)
     measured_profile = profile(config, speed(runner.device), engine=engine, accelerator=accelerator)
     offered, cache = with_cache(measured_profile, config.cache, beside=accelerator is not None, file=arguments.config)
     # May be deleted: the measurements are repeated, and the next load of each module is trusted.
@@ -104,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     with stopped_by_signals(stop, until_stdin_closes=arguments.until_stdin_closes):
         try:
             agent.run()
-        except PassHung:
+        except PassLost:
             watchdog.stop()
             note.hang()
             return restart()

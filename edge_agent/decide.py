@@ -245,7 +245,7 @@ RULES: Mapping[type[events.Event], Callable[[AgentState, Any, float], list[Actio
     events.Received: _on_message,
     events.NotReceived: lambda _, event, __: [Send(event.coordinator, event.failed, {}, event.deadline_s)],
     events.Ran: execute.on_ran,
-    events.PassIsHung: leaving.on_pass_hung,
+    events.PassIsLost: leaving.on_pass_lost,
     events.Restarting: leaving.on_restarting,
     events.Tick: _on_tick,
 }

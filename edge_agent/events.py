@@ -154,10 +154,11 @@ class Ran(OwnEvent):
 
 
 @dataclass(frozen=True)
-class PassIsHung(OwnEvent):
-    """A forward pass doesn't end: this process will be replaced soon. ``runs`` are the nodes in the pass."""
+class PassIsLost(OwnEvent):
+    """A forward pass doesn't end, or it broke the accelerator: this process will be replaced soon."""
 
-    runs: tuple[NodeRun, ...]
+    runs: tuple[NodeRun, ...]  # the nodes in the pass
+    broken: str = ""  # why the accelerator fails; empty: the pass hangs
 
 
 @dataclass(frozen=True)

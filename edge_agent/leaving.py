@@ -1,4 +1,4 @@
-"""The rules of an agent whose forward pass hangs: it leaves its tasks, and ends what it coordinates. Sans-I/O.
+"""The rules of an agent that computes nothing more, as a pass hangs or broke its accelerator: it leaves. Sans-I/O.
 
 Owns the order: the share groups first, so that no further request comes; then the nodes that wait here go back to their
 coordinators, which choose other devices. What this device coordinates goes on until the process restarts.
@@ -7,21 +7,22 @@ coordinators, which choose other devices. What this device coordinates goes on u
 from __future__ import annotations
 
 from broker.protocol.reports import EventType
-from edge_agent.events import Action, LeaveGroup, PassIsHung, PublishEvent, Restarting
+from edge_agent.events import Action, LeaveGroup, PassIsLost, PublishEvent, Restarting
 from edge_agent.requests import coordinate, execute
 from edge_agent.state import AgentState
 
 
-def on_pass_hung(state: AgentState, event: PassIsHung, now_s: float) -> list[Action]:
+def on_pass_lost(state: AgentState, event: PassIsLost, now_s: float) -> list[Action]:
     """Leave the share groups, and hold no module any more."""
     state.leaving = True
     keys = {state.passes[run].key for run in event.runs if run in state.passes}
     module = next((state.assigned[key].module for key in keys if key in state.assigned), None)
-    told = PublishEvent(EventType.MODULE_FAILED, module=module, why=f"a pass hangs, so {state.device} restarts")
+    why = f"its accelerator fails ({event.broken})" if event.broken else "a pass hangs"
+    told = PublishEvent(EventType.MODULE_FAILED, module=module, why=f"{why}, so {state.device} restarts")
     groups = [*state.share_groups.values(), *state.leave_at_s]
     state.share_groups, state.leave_at_s = {}, {}
     state.assigned, state.ready, state.failed, state.loading = {}, set(), set(), {}
-    return [told, *(LeaveGroup(group) for group in groups), *execute.on_pass_hung(state, event.runs, now_s)]
+    return [told, *(LeaveGroup(group) for group in groups), *execute.on_pass_lost(state, event, now_s)]
 
 
 def on_restarting(state: AgentState, _: Restarting, now_s: float) -> list[Action]:

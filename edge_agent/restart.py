@@ -1,4 +1,4 @@
-"""How an agent with a hung forward pass restarts: it replaces its process by a new one with the same id.
+"""How an agent with a hung pass or a broken accelerator restarts: a new process with the same id replaces its own.
 
 Owns the count of such restarts, which the environment carries from one process to the next, and the end after too many.
 No supervisor is needed: the process id, the arguments and standard input stay.
@@ -23,8 +23,8 @@ EXIT_HUNG = 3  # the exit code after too many restarts; 1 and 2 have other meani
 log = structlog.get_logger()
 
 
-class PassHung(S2M3Error):
-    """A forward pass doesn't end. Only a new process gets rid of it."""
+class PassLost(S2M3Error):
+    """A forward pass doesn't end, or it broke the accelerator. Only a new process gets rid of it."""
 
 
 def restart(

@@ -45,13 +45,13 @@ from edge_agent.heart import Heart, snapshot_of
 from edge_agent.reports import SUMMARY_S, Reports
 from edge_agent.requests.accounts import LOGIN_OWN, OPEN_OWN, Accounts
 from edge_agent.requests.error_reply import refuse_unread
-from edge_agent.restart import PassHung
+from edge_agent.restart import PassLost
 from edge_agent.runtime.output_cache import OutputCache
 from edge_agent.runtime.runner import Runner
 from edge_agent.runtime.store import Store
 from edge_agent.sender import Sender, as_error
 from edge_agent.state import AgentState
-from edge_agent.workers import HungPass, Workers
+from edge_agent.workers import LostPass, Workers
 
 log = structlog.get_logger()
 
@@ -141,7 +141,7 @@ class Agent:
         self._first_session: int | None = None  # under which it announced itself
         self._announced: deque[DeviceState] = deque(maxlen=ANNOUNCED)  # the latest: they come back
         self._takeover = ClientTakeover(time.monotonic())
-        self._ended_by: IdInUse | PassHung | None = None
+        self._ended_by: IdInUse | PassLost | None = None
         self._awake = AwakeClock(time.monotonic())
         self._restart_by_s: float | None = None  # a pass hangs
         self._data_up = False
@@ -161,7 +161,7 @@ class Agent:
 
         Raises:
             IdInUse: another agent has this device's id.
-            PassHung: a forward pass hangs, so this process must be replaced.
+            PassLost: a forward pass hangs, so this process must be replaced.
         """
         self._data.subscribe(*wire.data_filters(self._prefix, self._config.id))
         self._control.subscribe(*wire.control_filters(self._prefix, self._config.id))
@@ -174,7 +174,7 @@ class Agent:
                 self._turn()
         finally:
             self._close()
-        if self._ended_by is not None and not (self._is_asked_to_end and isinstance(self._ended_by, PassHung)):
+        if self._ended_by is not None and not (self._is_asked_to_end and isinstance(self._ended_by, PassLost)):
             raise self._ended_by
 
     def stop(self) -> None:
@@ -273,23 +273,27 @@ class Agent:
         self._heart.wake()
 
     def _watch_workers(self, now_s: float) -> None:
-        """Leave when a forward pass hangs: at once for the orchestrator, a little later for good."""
-        hung = self._workers.watch(self._awake.tick(now_s))
-        if self._restart_by_s is None and hung is not None:
-            self._leave(hung, now_s)
+        """Leave when a forward pass is lost: at once for the orchestrator, a little later for good."""
+        lost = self._workers.watch(self._awake.tick(now_s))
+        if self._restart_by_s is None and lost is not None:
+            self._leave(lost, now_s)
         elif self._restart_by_s is not None and (now_s >= self._restart_by_s or not self._state.coordinated):
             self._handle(events.Restarting(), now_s)
-            self._ended_by = PassHung(f"a pass of {hung.runs[0].key if hung else 'a module'} hangs")
+            self._ended_by = PassLost("a pass hangs, or broke the accelerator")
             self._end()
 
-    def _leave(self, hung: HungPass, now_s: float) -> None:
-        first = hung.runs[0]
-        fields = {"node": first.run.node, "request": first.run.request, "module": first.key, "batch": len(hung.runs)}
-        since_s, limit_s = round(hung.since_s, 1), round(hung.limit_s, 1)
-        self._log.error("pass_hung", since_s=since_s, limit_s=limit_s, restart_within_s=FAREWELL_S, **fields)
+    def _leave(self, lost: LostPass, now_s: float) -> None:
+        fields: dict[str, object] = {"batch": len(lost.runs), "restart_within_s": FAREWELL_S}
+        for first in lost.runs[:1]:  # a load may break the accelerator, too
+            fields |= {"node": first.run.node, "request": first.run.request, "module": first.key}
+        if lost.broken:
+            self._log.error("accelerator_broken", why=lost.broken, **fields)
+        else:
+            since_s, limit_s = round(lost.since_s, 1), round(lost.limit_s, 1)
+            self._log.error("pass_hung", since_s=since_s, limit_s=limit_s, **fields)
         self._restart_by_s = now_s + FAREWELL_S
         # first: its coordinator must know before the new routes
-        self._handle(events.PassIsHung(tuple(each.run for each in hung.runs)), now_s)
+        self._handle(events.PassIsLost(tuple(each.run for each in lost.runs), lost.broken), now_s)
         self._announce("offline")
 
     def _handle(self, event: events.Event, now_s: float) -> None:
@@ -480,7 +484,7 @@ class Agent:
 
     def _close(self) -> None:
         self._stopping.set()
-        if not isinstance(self._ended_by, PassHung):  # else this process goes on with another program
+        if not isinstance(self._ended_by, PassLost):  # else this process goes on with another program
             self._manager.stopping()
         self._heart.stop()
         self._broker_drops.stop()

@@ -4,7 +4,8 @@ Owns the way of forward passes through the store and the runner, the rounding of
 when a pass counts as hung. Decides nothing.
 
 Invariants:
-- Each load and each node ends in exactly one event, except in a pass that hangs.
+- Each load and each node ends in exactly one event, except in a pass that hangs, and after one that broke the
+  accelerator: nothing is computed any more then.
 - A pass is hung by its own measure: by the passes of its module before, whatever deadline the sensor chose.
 - No thread here keeps the process from ending.
 - A node takes the same rounded numbers wherever it runs: an answer doesn't depend on the placement.
@@ -48,12 +49,13 @@ def hung_after_s(measured_s: float, batch: int = 1) -> float:
 
 
 @dataclass(frozen=True)
-class HungPass:
-    """A forward pass that doesn't end."""
+class LostPass:
+    """A forward pass after which this process computes nothing more: it doesn't end, or it broke the accelerator."""
 
     runs: tuple[events.Run, ...]  # nodes that are computed together
     since_s: float
     limit_s: float
+    broken: str = ""  # why the accelerator fails; empty: the pass hangs
 
 
 _Work = events.Run | Callable[[], object]
@@ -145,8 +147,8 @@ class Workers:
         """Return freed memory to the system, between two passes."""
         self._computer.submit(return_freed_memory)
 
-    def watch(self, awake_s: float) -> HungPass | None:
-        """Give up loads that hang, and return the present pass if it hangs.
+    def watch(self, awake_s: float) -> LostPass | None:
+        """Give up loads that hang, and return the present pass if it hangs or the accelerator is broken.
 
         One thread calls this often, with the time in which the process ran.
         """
@@ -154,10 +156,9 @@ class Workers:
         runs = self._computing
         if runs is not self._watched[0]:
             self._watched = runs, awake_s
-        if not runs:
-            return None
-        since_s, limit_s = awake_s - self._watched[1], hung_after_s(self._store.pass_s(runs[0].key), len(runs))
-        return HungPass(runs, since_s, limit_s) if since_s > limit_s else None
+        limit_s = hung_after_s(self._store.pass_s(runs[0].key) if runs else 0.0, len(runs))
+        found = LostPass(runs, awake_s - self._watched[1], limit_s, self._runner.broken)
+        return found if found.broken or (runs and found.since_s > limit_s) else None
 
     def close(self) -> None:
         """Drop the passes that wait, and wait a little for the one that runs."""
@@ -165,9 +166,13 @@ class Workers:
 
     def _run(self, runs: tuple[events.Run, ...]) -> None:
         """Compute runs of one module and use. Of equal work one is computed, and the others take what is kept of it."""
+        if self._runner.broken:
+            return
         self._computing = runs
         later = self._run_once(runs)
         self._run_once(later, equal=True)
+        if self._runner.broken:
+            return
         self._note.end()
         self._computing = ()
 
@@ -243,6 +248,8 @@ class Workers:
         *,
         cached: bool = False,
     ) -> None:
+        if isinstance(result, Exception) and self._runner.broken:
+            return
         output = given = failed = None
         try:
             if isinstance(result, Exception):

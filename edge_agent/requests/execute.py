@@ -12,14 +12,13 @@ Invariants:
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
 
 from broker.protocol.errors import ErrorCode, LocalProtocolError, ModuleRefused, RequestFailed
 from broker.protocol.messages import Envelope, ErrorBody, NodeDone, NodeFailed, NodeInputs, Permit, Result, Timing
 from broker.protocol.specs import DeviceId, ModuleKey
 from broker.protocol.topics import may_reply_to
 from edge_agent import term
-from edge_agent.events import Action, Log, NodeRun, Ran, Received, Reply, Send, SendHeartbeat
+from edge_agent.events import Action, Log, NodeRun, PassIsLost, Ran, Received, Reply, Send, SendHeartbeat
 from edge_agent.requests import quarantine, submit
 from edge_agent.requests.load_estimate import on_pass_ended, own_wait_s
 from edge_agent.runtime.out_of_memory import refused_memory
@@ -78,18 +77,22 @@ def on_module_gone(state: AgentState, key: ModuleKey, now_s: float) -> list[Acti
     return [_failed(pending.message, text, now_s) for _, pending in gone]
 
 
-def on_pass_hung(state: AgentState, runs: Collection[NodeRun], now_s: float) -> list[Action]:
-    """Return all nodes to their coordinators. That of the hung pass isn't tried elsewhere: it may hang there, too.
+def on_pass_lost(state: AgentState, event: PassIsLost, now_s: float) -> list[Action]:
+    """Return all nodes to their coordinators. That of a hung pass isn't tried elsewhere: it may hang there, too.
 
-    Of several in the pass nobody knows which one hangs: each is tried elsewhere, alone.
+    Of several in the pass nobody knows which one hangs, and an accelerator may fail by itself: each is tried elsewhere,
+    alone.
     """
     actions: list[Action] = []
     for each, pending in list(state.pending.items()):
         submit.drop_pending(state, each)
-        text = f"{each.node} hangs on {state.device}" if each in runs else f"{state.device} restarts: a pass hangs"
-        one_of_several = each in runs and len(runs) > 1
-        retry = each not in runs or one_of_several
-        actions.append(_failed(pending.message, text, now_s, retry=retry, quarantined=one_of_several))
+        is_in_it = each in event.runs
+        text = f"{each.node} hangs on {state.device}" if is_in_it else f"{state.device} restarts: a pass hangs"
+        if event.broken:
+            text = f"{state.device} restarts: its accelerator fails ({event.broken})"
+        is_suspect = is_in_it and (len(event.runs) > 1 or bool(event.broken))
+        retry = is_suspect or not is_in_it
+        actions.append(_failed(pending.message, text, now_s, retry=retry, quarantined=is_suspect))
     return actions
 
 

@@ -16,6 +16,7 @@ from typing import Literal
 import structlog
 
 from broker.protocol.errors import BadFile, first_line
+from edge_agent.runtime.out_of_memory import is_out_of_memory
 
 Wanted = Literal["auto", "cpu", "cuda"]
 CUDA = "cuda"
@@ -32,6 +33,7 @@ class Accelerator:
     name: str
     free_bytes: Callable[[], int]
     allocated_bytes: Callable[[], int]  # by this process, for what it holds now
+    problem: Callable[[], str]  # why this process can compute nothing on it any more; empty while it can
 
     @property
     def batch(self) -> int:
@@ -75,12 +77,14 @@ def cuda_problem() -> tuple[str, str]:
 
 
 def _failing() -> str:
-    """The reason for which nothing can be computed on a device that is there; empty where it can."""
+    """The reason for which nothing can be computed on a device that is there; empty where it can, or is full."""
     import torch  # noqa: PLC0415 - the same
 
     try:
         torch.ones(1, device=CUDA).add_(1).item()
     except Exception as error:  # noqa: BLE001 - torch's errors have no base class of their own
+        if is_out_of_memory(error):
+            return ""
         return f"{torch.cuda.get_device_name(0)} can't be used: {first_line(error)}"
     return ""
 
@@ -95,4 +99,4 @@ def _cuda() -> Accelerator:
         kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # torch reuses it
         return torch.cuda.mem_get_info()[0] + kept
 
-    return Accelerator(CUDA, torch.cuda.get_device_name(0), free_bytes, torch.cuda.memory_allocated)
+    return Accelerator(CUDA, torch.cuda.get_device_name(0), free_bytes, torch.cuda.memory_allocated, _failing)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +28,8 @@ from edge_agent.modules.panics import panics_as_errors
 from edge_agent.modules.threads import limit
 from edge_agent.runtime.engines import engine
 from edge_agent.runtime.out_of_memory import is_out_of_memory, without_frames
+
+CPU = "cpu"
 
 log = structlog.get_logger()
 
@@ -48,10 +51,20 @@ class Runner:
         threads: of each pass, for this whole process; None leaves them as they are.
         batch: the most requests in one pass.
         device: that holds the weights of the engine ``torch``, in its words.
+        problem: why nothing can be computed on that device any more; empty while it can.
     """
 
-    def __init__(self, threads: int | None = None, *, batch: int = 1, device: str = "cpu") -> None:
-        self.batch, self.device = batch, device
+    def __init__(
+        self,
+        threads: int | None = None,
+        *,
+        batch: int = 1,
+        device: str = CPU,
+        problem: Callable[[], str] = lambda: "",
+    ) -> None:
+        self.batch, self.device, self._problem = batch, device, problem
+        self.broken = ""
+        """The reason for which each further pass on the device fails in this process; empty while it computes."""
         if threads is not None:
             limit(threads)
 
@@ -63,7 +76,8 @@ class Runner:
         """
         chosen = _chosen(module, use)
         prepared = _prepared(chosen, values)
-        return _answered(chosen, engine(module.engine).forward(module, chosen, prepared.arrays), prepared)
+        (found,) = self._forward(module, chosen, [prepared])
+        return _answered(chosen, found, prepared)
 
     def placed(self, module: Module) -> Module:
         """A module that was just loaded, with its weights on the device of its engine, which no pass has to import."""
@@ -72,7 +86,8 @@ class Runner:
             return module
         from edge_agent.runtime.engines.torch import moved  # noqa: PLC0415 - only for this engine
 
-        return moved(module, self.device)
+        with self._looking(self.device):
+            return moved(module, self.device)
 
     def run_all(
         self,
@@ -113,11 +128,11 @@ class Runner:
         indices = tuple(group)
         before(indices)
         began_s = time.monotonic()
-        found = _forward_or_error(module, chosen, [each for each, _ in group.values()])
+        found = self._forward_or_error(module, chosen, [each for each, _ in group.values()])
         if isinstance(found, Exception):
             seconds = time.monotonic() - began_s
-            if len(group) == 1:
-                yield [Ended(indices[0], found, seconds + group[indices[0]][1])]
+            if len(group) == 1 or self.broken:
+                yield [Ended(index, found, seconds + prepare_s) for index, (_, prepare_s) in group.items()]
                 return
             why = "out of memory: state a smaller batch" if is_out_of_memory(found) else type(found).__name__
             log.warning("batch_failed", batch=len(group), why=why)
@@ -127,6 +142,30 @@ class Runner:
         results = [_answer(chosen, arrays, each) for arrays, (each, _) in zip(found, group.values(), strict=True)]
         seconds = time.monotonic() - began_s + sum(prepare_s for _, prepare_s in group.values())
         yield [Ended(index, result, seconds, len(group)) for index, result in zip(indices, results, strict=True)]
+
+    def _forward_or_error(
+        self, module: Module, chosen: Pass, group: Sequence[Prepared]
+    ) -> list[Mapping[str, Array]] | Exception:
+        """As ``_forward``, or its error, when all that the pass had in memory is free again."""
+        try:
+            return self._forward(module, chosen, group)
+        except Exception as error:  # noqa: BLE001 - whatever a family does, the other requests go on
+            return without_frames(error)
+
+    def _forward(self, module: Module, chosen: Pass, group: Sequence[Prepared]) -> list[Mapping[str, Array]]:
+        """The arrays of each request of one pass, in memory of their own."""
+        with panics_as_errors(), self._looking(module.device):
+            return _forward(module, chosen, group)
+
+    @contextmanager
+    def _looking(self, device: str) -> Iterator[None]:
+        """After an error, look whether the device still computes: after some errors it never does in this process."""
+        try:
+            yield
+        except Exception:
+            if device != CPU and not self.broken:
+                self.broken = self._problem()
+            raise
 
 
 def _chosen(module: Module, use: str | None) -> Pass:
@@ -174,17 +213,7 @@ def _alike(prepared: Mapping[int, Prepared], most: int) -> Iterator[tuple[int, .
             yield tuple(indices[first : first + most])
 
 
-def _forward_or_error(module: Module, chosen: Pass, group: Sequence[Prepared]) -> list[Mapping[str, Array]] | Exception:
-    """The arrays of each request of one pass, or its error, when all that the pass had in memory is free again."""
-    try:
-        return _forward(module, chosen, group)
-    except Exception as error:  # noqa: BLE001 - whatever a family does, the other requests go on
-        return without_frames(error)
-
-
-@panics_as_errors()
 def _forward(module: Module, chosen: Pass, group: Sequence[Prepared]) -> list[Mapping[str, Array]]:
-    """The arrays of each request of one pass, in memory of their own."""
     run = engine(module.engine).forward
     if len(group) == 1:
         return [run(module, chosen, group[0].arrays)]

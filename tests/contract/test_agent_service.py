@@ -48,7 +48,8 @@ from edge_agent.device.link_probe import LARGE, ROUNDS, SMALL
 from edge_agent.device.measurements import Measurements
 from edge_agent.events import LeaderAnnounced
 from edge_agent.modules import Module, Output, Value
-from edge_agent.restart import PassHung
+from edge_agent.restart import PassLost
+from edge_agent.runtime.runner import Runner
 from edge_agent.runtime.store import Store
 from edge_agent.service import Agent
 from edge_agent.wire import LATE_S
@@ -70,12 +71,13 @@ class World:
     def __init__(
         self,
         received: Any,
-        module: Callable[..., Output],
+        module: Callable[..., Output] | Module,
         *,
         packet_bytes: int = 2**20,
         footprint: int = 12,
         about: About | None = None,
         availability: Availability = "always",
+        runner: Runner | None = None,
     ) -> None:
         self.footprint = footprint
         self.broker = MemoryBroker(max_packet_bytes=packet_bytes)
@@ -87,12 +89,22 @@ class World:
         self.calibration = Calibration(Measurements(), resident_bytes=lambda: self.resident, free_bytes=lambda: None)
         self.resident = 0
         store = Store(100, load=lambda _: self._load(module), calibration=self.calibration)
-        self.agent = Agent(config, profile=PROFILE, store=store, make_transport=self.broker.connect, about=about)
-        self._thread = threading.Thread(target=self.agent.run)
+        make = self.broker.connect
+        self.agent = Agent(config, profile=PROFILE, store=store, make_transport=make, about=about, runner=runner)
+        self.lost: PassLost | None = None  # for which its process would be replaced
+        self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
-    def _load(self, compute: Callable[..., Output]) -> Module:
+    def _run(self) -> None:
+        try:
+            self.agent.run()
+        except PassLost as error:
+            self.lost = error
+
+    def _load(self, compute: Callable[..., Output] | Module) -> Module:
         self.resident += self.footprint
+        if isinstance(compute, Module):
+            return compute
         return computing(compute, getattr(compute, "sample", None))
 
     def assign(self, *specs: ModuleSpec, generation: int = 1) -> None:
@@ -169,7 +181,7 @@ class Measurable:
 def start(recorder: Any) -> Iterator[Callable[..., World]]:
     worlds: list[World] = []
 
-    def make(module: Callable[..., Output] = echo, **changed: Any) -> World:
+    def make(module: Callable[..., Output] | Module = echo, **changed: Any) -> World:
         worlds.append(World(recorder, module, **changed))
         return worlds[-1]
 
@@ -555,8 +567,31 @@ def test_an_answer_that_no_code_can_write_ends_in_an_error(
 def test_an_agent_that_is_asked_to_end_does_not_restart_for_a_hung_pass(start: Callable[..., World]) -> None:
     world = start()
     world.heartbeat()
-    world.agent._ended_by = PassHung("it hangs")
-    world.stop()  # an exception of its thread would fail this test
+    world.agent._ended_by = PassLost("it hangs")
+    world.stop()
+    assert world.lost is None
+
+
+def test_an_agent_whose_accelerator_fails_goes_offline_and_asks_for_a_new_process(
+    start: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "FAREWELL_S", 0.1)
+
+    def fail(_: object) -> dict[str, object]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    made = replace(computing(echo), device="meta")
+    made = replace(made, passes={None: replace(made.passes[None], forward=fail)})
+    world = start(made, runner=Runner(device="meta", problem=lambda: "Some Card can't be used"))
+    world.serve()
+    error = world.ask().error
+    assert error is not None
+    assert error.code != ErrorCode.MODULE_FAILED, "nobody says that the request is at fault"
+    world.received.wait_for(lambda event: b"its accelerator fails (Some Card can't" in getattr(event, "payload", b""))
+    until(lambda: world.lost is not None)
+    state = DEVICE_STATE.at(PREFIX, device="gw-a")
+    states = [decode(DeviceState, event.payload) for event in world.received.deliveries if event.topic == state]
+    assert states[-1].status == "offline"
 
 
 def test_a_full_mailbox_refuses_requests_but_no_pass_or_module_of_its_own(

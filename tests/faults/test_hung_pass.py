@@ -43,7 +43,7 @@ from broker.process import log_to_stderr, stopped_by_signals
 from edge_agent import service, watchdog, workers
 from edge_agent.config import AgentConfig
 from edge_agent.modules import Output
-from edge_agent.restart import PassHung, restart
+from edge_agent.restart import PassLost, restart
 from tests.builders import computing, profile, uncalibrated_store
 
 workers.HUNG_S, service.FAREWELL_S, watchdog.LIMIT_S = float(sys.argv[4]), 0.5, 3.0
@@ -62,7 +62,7 @@ agent = service.Agent(config, profile=profile(), store=store, on_turn=dog.reset)
 with stopped_by_signals(agent.stop, until_stdin_closes=False):
     try:
         agent.run()
-    except PassHung:
+    except PassLost:
         sys.exit(restart())
 """
 

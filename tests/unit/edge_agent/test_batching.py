@@ -11,7 +11,7 @@ import pytest
 from broker.protocol.codec import RawInput
 from broker.protocol.messages import NodeFailed, Quarantine
 from edge_agent.decide import decide
-from edge_agent.events import Action, ModuleReady, PassIsHung, Ran, Received, Requested, Run, Send, SendHeartbeat
+from edge_agent.events import Action, ModuleReady, PassIsLost, Ran, Received, Requested, Run, Send, SendHeartbeat
 from edge_agent.modules import Output
 from edge_agent.state import AgentState
 from tests.builders import (
@@ -194,7 +194,7 @@ def test_of_a_batch_that_hangs_each_node_is_retried_alone() -> None:
         decide(state, Received("gw-b", message, {"text": RawInput(b"a")}), 0.0)
     batch = [run for run, submitted in state.passes.items() if submitted.group == 2]
     assert len(batch) == 2
-    failures = [each.message for each in all_of(decide(state, PassIsHung(tuple(batch)), 31.0), Send)]
+    failures = [each.message for each in all_of(decide(state, PassIsLost(tuple(batch)), 31.0), Send)]
     found = {each.request: each for each in failures if isinstance(each, NodeFailed)}
     assert len(found) == 3
     assert all(each.retry for each in found.values())

@@ -21,7 +21,7 @@ from edge_agent.modules import Module, Output, Pass, Prepared, Value
 from edge_agent.runtime.runner import Runner
 from edge_agent.workers import HUNG_S, Workers
 from tests.builders import ENCODER, uncalibrated_store
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, until
 
 NEVER_S = 1e12
 
@@ -38,19 +38,25 @@ class Note(PassNote):
 
 
 class Device:
-    """Workers with one module. Its passes wait until the test lets them go on, and are counted."""
+    """Workers with one module. Its passes wait until the test lets them go on, and are counted.
 
-    def __init__(self) -> None:
+    With a ``problem`` they fail, on a card that computes nothing more for that reason; with an empty one it does.
+    """
+
+    def __init__(self, problem: str | None = None) -> None:
+        self.problem = problem
         self.go_on, self.began = threading.Event(), threading.Semaphore(0)
         self.passes: list[int] = []
         self.note = Note()
         self._events: SimpleQueue[Event] = SimpleQueue()
-        module = Module(self, {None: Pass(self, Device.forward, batched=True)})
+        on = "cpu" if problem is None else "meta"
+        module = Module(self, {None: Pass(self, Device.forward, batched=True)}, device=on)
         store = uncalibrated_store(10_000, lambda _: module)
         store.load(AssignedModule(module="m/encoder", spec=ENCODER))
         self.store = store
         config = AgentConfig(id="gw-a")
-        self.workers = Workers(config, store, Runner(batch=4), report=self._events.put, note=self.note)
+        runner = Runner(batch=4, device=on, problem=lambda: problem or "")
+        self.workers = Workers(config, store, runner, report=self._events.put, note=self.note)
 
     def prepare(self, values: Sequence[Value]) -> Prepared:
         (value,) = values
@@ -69,6 +75,8 @@ class Device:
         self.passes.append(len(x))  # type: ignore[arg-type]
         self.began.release()
         assert self.go_on.wait(PATIENCE_S)
+        if self.problem is not None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return {"x": x}
 
     def submit(self, number: int, group: int, data: bytes = b"a", deadline_s: float = NEVER_S) -> None:
@@ -166,3 +174,43 @@ def test_a_batch_may_take_longer_before_it_counts_as_hung(device: Device, monkey
     device.go_on.set()
     assert device.began.acquire(timeout=PATIENCE_S)
     device.ended(3)
+
+
+@pytest.fixture
+def failing(request: pytest.FixtureRequest) -> Iterator[Device]:
+    made = Device(request.param)
+    yield made
+    made.go_on.set()
+    made.workers.close()
+
+
+@pytest.mark.parametrize("failing", ["Some Card 3000 can't be used"], indirect=True)
+def test_a_pass_that_broke_the_accelerator_is_lost_with_its_runs_and_nothing_is_computed_after_it(
+    failing: Device,
+) -> None:
+    assert failing.workers.watch(0.0) is None
+    failing.submit(1, 1)
+    assert failing.began.acquire(timeout=PATIENCE_S)
+    failing.submit(2, 2)
+    failing.submit(3, 2)
+    failing.go_on.set()
+    until(lambda: failing.workers.watch(0.0) is not None)
+    lost = failing.workers.watch(0.0)
+    assert lost is not None
+    assert ([each.run.request for each in lost.runs], lost.broken) == (["r-1"], "Some Card 3000 can't be used")
+    failing.workers.close()
+    assert failing.passes == [1]
+    assert failing.ended(0) == []
+    assert failing.note.noted[-1] == ("p-1",), "the next process knows"
+
+
+@pytest.mark.parametrize("failing", [""], indirect=True)
+def test_an_error_on_an_accelerator_that_still_computes_is_that_requests_own(failing: Device) -> None:
+    failing.go_on.set()
+    failing.submit(1, 1)
+    (first,) = failing.ended(1)
+    failing.submit(2, 2)
+    (second,) = failing.ended(1)
+    assert "illegal memory access" in str(first.error)
+    assert "illegal memory access" in str(second.error)
+    assert failing.workers.watch(0.0) is None

@@ -28,7 +28,7 @@ from tests.builders import module as module_spec
 
 
 def made_up(device: str = "cpu", free_bytes: int = 10**10, allocated: Callable[[], int] = lambda: 0) -> Accelerator:
-    return Accelerator(device, "Some Card 3000", lambda: free_bytes, allocated)
+    return Accelerator(device, "Some Card 3000", lambda: free_bytes, allocated, lambda: "")
 
 
 def refusal(wanted: accelerator.Wanted) -> str:
@@ -174,3 +174,32 @@ def test_int8_and_other_engines_stay_on_the_cpu() -> None:
 def test_the_memory_that_was_refused_is_named(error: BaseException | None, memory: str | None) -> None:
     assert refused_memory(error) == memory
     assert is_out_of_memory(error) == (memory is not None)
+
+
+def test_a_full_card_is_not_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+    monkeypatch.setattr(torch, "ones", refuse)
+    assert not accelerator._failing()
+
+
+def test_only_an_error_on_the_card_makes_the_runner_look_at_it() -> None:
+    looks: list[str] = []
+
+    def problem() -> str:
+        looks.append("looked")
+        return "Some Card 3000 can't be used"
+
+    def fail(_: nn.Linear, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        raise RuntimeError(f"CUDA error: device-side assert triggered by {len(x)}")
+
+    runner = Runner(batch=4, device="meta", problem=problem)
+    made = linear()
+    failing = replace(made, passes={None: Pass(made.passes[None].steps, fail, batched=True)})
+    values = [[{"x": np.ones((1, 4), np.float32)}]] * 4
+    (_, *_), *_ = runner.run_all(failing, values[:1])
+    assert (looks, runner.broken) == ([], ""), "on the CPU"
+    (ended,) = runner.run_all(replace(failing, device="meta"), values)
+    assert [str(each.result) for each in ended] == ["CUDA error: device-side assert triggered by 4"] * 4, "not halved"
+    assert (looks, runner.broken) == (["looked"], "Some Card 3000 can't be used")
