@@ -33,7 +33,10 @@ def restart(
     environ: MutableMapping[str, str] = os.environ,
     execute: Callable[[str, list[str]], object] = os.execv,
 ) -> int:
-    """Restart this program; doesn't return then. Returns ``EXIT_HUNG`` after ``MOST`` restarts in ``WITHIN_S``."""
+    """Restart this program; doesn't return then.
+
+    Returns ``EXIT_HUNG`` after ``MOST`` restarts in ``WITHIN_S``, or if the system can't run the program any more.
+    """
     now_s = time.monotonic() if now_s is None else now_s
     before_s = [at_s for at_s in _times(environ.get(VARIABLE, "")) if 0 <= now_s - at_s < WITHIN_S]
     if len(before_s) >= MOST:
@@ -42,7 +45,13 @@ def restart(
     environ[VARIABLE] = ",".join(f"{at_s:.0f}" for at_s in (*before_s, now_s))
     log.warning("restarting", restarts=len(before_s) + 1, within_s=WITHIN_S)
     sys.stderr.flush()
-    execute(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    try:
+        execute(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    except OSError as error:  # an upgrade has removed it, or there is no memory for it
+        reason = error.strerror or type(error).__name__
+    else:
+        reason = "it didn't begin"
+    log.error("cannot_restart", program=sys.executable, reason=reason, exit_code=EXIT_HUNG)
     return EXIT_HUNG
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+import structlog
 
 from edge_agent.device.awake_clock import AwakeClock
 from edge_agent.restart import EXIT_HUNG, MOST, VARIABLE, WITHIN_S, restart
@@ -39,6 +40,16 @@ def test_after_three_times_in_ten_minutes_it_ends_with_an_exit_code_of_its_own()
     assert EXIT_HUNG not in {0, 1, 2}
     execution.restart(101.0 + WITHIN_S)  # the first two are older than ten minutes now
     assert len(execution.done) == MOST + 1
+
+
+def test_where_the_program_cannot_be_run_any_more_it_ends_with_that_code_too() -> None:
+    def refuse(program: str, _: list[str]) -> None:
+        raise FileNotFoundError(2, "No such file or directory", program)
+
+    with structlog.testing.capture_logs() as logs:
+        assert restart(100.0, environ={}, execute=refuse) == EXIT_HUNG
+    assert logs[-1]["event"] == "cannot_restart"
+    assert logs[-1]["reason"] == "No such file or directory"
 
 
 @pytest.mark.parametrize("text", ["", "x", "1,,x", "1e999", "-5", "99999999"])
