@@ -27,6 +27,8 @@ from enum import StrEnum
 from broker.protocol.sizes import show_bytes, show_sizes
 
 _LOGIN = re.compile(r"(:/+|//).*@")  # of a URL; a path has one slash of its two
+_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # end a line, or are a terminal's commands
+_LONGEST = 4_000  # characters of a sentence with names from a file
 _DEVICES_NAMED = 8  # in one sentence; all of them are in the attribute
 
 
@@ -138,7 +140,13 @@ class NoDeviceFits(S2M3Error):
 
 
 class ModuleRefused(S2M3Error):
-    """This device can't hold a module: no memory, unknown family, or weights that don't load."""
+    """This device can't hold a module: no memory, unknown family, or weights that don't load.
+
+    The sentence is one line, whatever the names in a stranger's file have in them.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(_BREAKS.sub(" ", sentence[:_LONGEST]))
 
 
 class IdInUse(S2M3Error):
