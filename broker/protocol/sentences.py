@@ -59,7 +59,10 @@ def place_of(problem: Any) -> tuple[int | str, ...]:  # noqa: ANN401 - pydantic'
 
 def describe(problem: Any) -> tuple[str, str]:  # noqa: ANN401 - pydantic's error dictionaries are untyped
     """The field and the sentence of a pydantic problem, for a person."""
-    return ".".join(str(part) for part in place_of(problem)), sentence_of(problem)
+    steps = (str(part) for part in place_of(problem))
+    return ".".join(step for step in steps if "[" not in step), sentence_of(
+        problem
+    )  # that is pydantic's name of a type
 
 
 def sentence_of(problem: Any) -> str:  # noqa: ANN401 - pydantic's error dictionaries are untyped

@@ -82,13 +82,14 @@ def cost(path: Path, arrays: Mapping[str, Array]) -> Cost:
 
 
 def _operations(node: _Node, shapes: Mapping[str, Shape]) -> int:
-    given, taken = shapes[node.outputs[0]], shapes[node.inputs[0]]
+    taken = shapes[node.inputs[0]]
+    if node.operator in _CELLS:  # whose first output, that of all steps, may be left out
+        return 2 * math.prod(taken[:2]) * sum(math.prod(shapes[name]) for name in node.inputs[1:3])
+    given = shapes[node.outputs[0]]
     if node.operator in _PRODUCTS:
         return 2 * math.prod(given) * taken[-1]
     if node.operator in _GEMMS:
         return 2 * math.prod(taken) * given[-1]
-    if node.operator in _CELLS:
-        return 2 * math.prod(taken[:2]) * sum(math.prod(shapes[name]) for name in node.inputs[1:3])
     weights = shapes[node.inputs[_CONVOLUTIONS.get(node.operator, 1)]]
     places = taken if node.operator == "ConvTranspose" else given
     return 2 * math.prod(places) * math.prod(weights[1:])

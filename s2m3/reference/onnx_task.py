@@ -48,7 +48,7 @@ def task_of(path: Path, labels: str | None = None, prepare: str | None = None, *
     Raises:
         BadFile: the file can't be a module, or something must be said.
     """
-    directory = path.resolve().parent if path.suffix == onnx_file.SUFFIX else path.resolve()
+    directory = (path.parent if path.suffix == onnx_file.SUFFIX else path).resolve()  # the file may be a link
     file = directory / onnx.FILE
     if path.suffix == onnx_file.SUFFIX and path.name != onnx.FILE:
         problem, fix = f"must be called {onnx.FILE}", f"rename it, or link it: MODELS/ORG/NAME/{onnx.FILE}"
@@ -83,7 +83,7 @@ def task_of(path: Path, labels: str | None = None, prepare: str | None = None, *
     if prepare is None:
         lines.append(f"CHECK prepare: the shapes alone told it{_TO_CHECK[kind]}; --prepare says another ({_PAGE}).")
     return "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(
-        content, sort_keys=False, width=140, default_flow_style=None
+        content, sort_keys=False, width=140, default_flow_style=None, allow_unicode=True
     )
 
 
@@ -130,8 +130,8 @@ def _refusals_of(file: Path) -> Iterator[None]:
     try:
         yield
     except ModuleRefused as error:
-        problem, _, fix = str(error).removeprefix(f"{file} ").removeprefix(f"{file}: ").rpartition(": ")
-        raise BadFile(file=str(file), problem=problem or fix, fix=fix if problem else "export it again") from error
+        problem = str(error).removeprefix(f"{file} ").removeprefix(f"{file}: ")
+        raise BadFile(file=str(file), problem=problem, fix=f"see {_PAGE}") from error
 
 
 def _spec_of(fields: Mapping[str, object]) -> ModuleSpec:

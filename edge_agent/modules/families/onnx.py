@@ -219,7 +219,7 @@ def _check_other(path: Path, need: steps.Need, run: Run) -> None:
 
 def _labels(path: Path) -> tuple[str, ...]:
     try:
-        found = tuple(line.strip() for line in lines_of(path.read_text(encoding="utf-8")) if line.strip())
+        found = tuple(line.strip() for line in lines_of(path.read_text(encoding="utf-8-sig")) if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise ModuleRefused(f"{path} can't be read ({first_line(error)}): write one label a line, in UTF-8") from error
     if not found:

@@ -136,7 +136,9 @@ def repository(source: Source) -> Repository:
         return Repository(source.url, None, stored.cache().directory_of(source))
     name = source.hub or ""
     if not _NAME.fullmatch(name):
-        raise ModuleRefused(f"{name!r} is not a repository: write hub: organisation/name")
+        raise ModuleRefused(
+            f"{name!r} is not a repository: write hub: organisation/name, of letters, digits, _, - and single dots"
+        )
     models = models_directory()
     if models is not None and (models / name).is_dir():
         allowed().check_links(models, models / name)

@@ -260,6 +260,8 @@ def _opened(path: Path, options: onnxruntime.SessionOptions) -> tuple[onnxruntim
     if not inputs:
         raise ModuleRefused(f"{path} takes no input, so it gives the same for each request: export it with an input")
     given = {each.name: each.type for each in made.get_outputs()}
+    if not given:
+        raise ModuleRefused(f"{path} gives no output: export it with one")
     return made, Signature(inputs, tuple(given), {name: kind for name, kind in given.items() if kind not in DTYPES})
 
 

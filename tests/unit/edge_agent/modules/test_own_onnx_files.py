@@ -81,12 +81,16 @@ def test_a_classifier_names_the_likeliest_label(directory: Path) -> None:
 
 def test_a_classifier_without_prepare_takes_an_encoders_features(directory: Path) -> None:
     of_features(directory)
-    (directory / "names.txt").write_text("a\nb\u2028or more\nc\n", encoding="utf-8")  # three lines
+    (directory / "names.txt").write_text(
+        "\ufeffa\nb\u2028or more\nc\n", encoding="utf-8"
+    )  # three lines, as Windows has them
     made = Runner().run(
         load(spec("classifier", labels="names.txt")), [{"features": np.array([[1, 2, 3, 4]], np.float32)}]
     )
     assert made.answer is not None
     assert made.tensors["logits"].sum() == pytest.approx(1), "probabilities stay as they are"
+    ranked: Any = made.answer["ranked"]
+    assert {each["label"] for each in ranked} == {"a", "b\u2028or more", "c"}
 
 
 def test_an_encoder_gives_features(directory: Path) -> None:
@@ -275,6 +279,15 @@ def test_a_file_without_an_input_is_refused(directory: Path, part: str) -> None:
     for fields in (CLASSIFIER, {"labels": ["a"]}) if part == "classifier" else ({"prepare": PICTURE},):
         with pytest.raises(ModuleRefused, match=r"model\.onnx takes no input, .*: export it with an input"):
             load(spec(part, **fields))
+
+
+def test_a_file_without_an_output_is_refused(directory: Path) -> None:
+    of_pictures(directory)
+    made = onnx.load(directory / "model.onnx")
+    del made.graph.output[:]
+    onnx.save(made, str(directory / "model.onnx"))
+    with pytest.raises(ModuleRefused, match=r"model\.onnx gives no output: export it with one"):
+        load(spec("encoder", prepare=PICTURE))
 
 
 def test_numbers_in_another_file_are_refused_with_the_way_to_one_file(directory: Path) -> None:

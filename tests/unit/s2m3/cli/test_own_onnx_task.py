@@ -127,7 +127,10 @@ def test_what_it_cannot_know_is_asked_for_in_one_line(folder: Path, task: Print)
     )
     assert "takes rows of 4 numbers, as another node gives them" in task(folder, "--labels", "a,b,c,d,e", expect=2)
     of_pictures(folder)
-    assert "gives 5 numbers, and labels names 2; correct labels" in task(folder, "--labels", "a,b", expect=2)
+    assert "gives 5 numbers, and labels names 2: correct labels; see docs/how-to/own-onnx-model.md" in task(
+        folder, "--labels", "a,b", expect=2
+    )
+    assert "--labels: labels.1: must have at least 1 character; see" in task(folder, "--labels", "a,,c", expect=2)
     assert "--labels: gone.txt is not there beside model.onnx" in task(folder, "--labels", "gone.txt", expect=2)
     assert "--prepare: is not YAML" in task(folder, "--prepare", "[", expect=2)
     assert "--prepare: is one of picture, text and sound" in task(folder, "--prepare", "images: {}", expect=2)
@@ -144,6 +147,26 @@ def test_what_it_cannot_know_is_asked_for_in_one_line(folder: Path, task: Print)
     assert "model.onnx: is not an ONNX file" in task(folder, expect=2)
 
 
+def test_a_file_may_be_a_link_and_a_refusal_names_what_a_person_named(folder: Path, task: Print) -> None:
+    of_pictures(folder).rename(folder / "net.onnx")
+    (folder / "model.onnx").symlink_to("net.onnx")
+    assert "hub: mine/net" in task(folder / "model.onnx")
+    outside = folder.parents[2] / "elsewhere.onnx"
+    (folder / "net.onnx").rename(outside)
+    (folder / "model.onnx").unlink()
+    (folder / "model.onnx").symlink_to(outside)
+    said = task(folder / "model.onnx", expect=2)
+    assert f"{folder / 'model.onnx'}: is a link to {outside}, outside of the models directory" in said
+    assert f"write weights: {{directories: [{outside.parent}]}} in the agent's file" in said
+    odd = folder.rename(folder.with_name("My Net"))
+    assert "write hub: organisation/name, of letters, digits, _, - and single dots" in task(odd, expect=2)
+
+
+def test_labels_are_printed_as_they_are_written(folder: Path, task: Print) -> None:
+    of_pictures(folder)
+    assert "labels: [chat, été, née, ü, 猫]" in task(folder, "--labels", "chat,été,née,ü,猫")
+
+
 def test_products_convolutions_and_cells_count_two_for_each_multiplication(tmp_path: Path) -> None:
     rows = np.zeros((2, 3, 4), np.float32)
     product = save(
@@ -154,6 +177,9 @@ def test_products_convolutions_and_cells_count_two_for_each_multiplication(tmp_p
     cell = helper.make_node("LSTM", ["x", "w", "r"], ["all", "y"], hidden_size=6)
     lstm = save(tmp_path / "lstm.onnx", {"x": ["t", "n", 4]}, [cell], w=(1, 24, 4), r=(1, 24, 6))
     assert cost(lstm, {"x": rows}).flops == 2 * (2 * 3) * (24 * 4 + 24 * 6)
+    last = helper.make_node("LSTM", ["x", "w", "r"], ["", "y"], hidden_size=6)
+    save(lstm, {"x": ["t", "n", 4]}, [last], w=(1, 24, 4), r=(1, 24, 6))
+    assert cost(lstm, {"x": rows}).flops == 2 * (2 * 3) * (24 * 4 + 24 * 6), "an output that nobody asks for"
     wider = helper.make_node("ConvTranspose", ["x", "c"], ["y"])
     transposed = save(tmp_path / "transposed.onnx", {"x": ["n", 3, "w"]}, [wider], c=(3, 5, 2))
     assert cost(transposed, {"x": rows}).flops == 2 * (2 * 3 * 4) * (5 * 2)
