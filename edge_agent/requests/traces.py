@@ -63,7 +63,8 @@ def _nodes(request: Coordinated, plan: Plan, links: dict[DeviceId, Link], here: 
         if name not in request.reports or name not in request.completed:
             continue
         done, (device, done_s) = request.reports[name], request.completed[name]
-        needs, sent_s = plan.nodes[name].needs, request.current_assignees[name][1]
+        needs, began_s = plan.nodes[name].needs, done_s - done.waited_s - done.compute_s
+        _, sent_s = request.current_assignees.get(name, (device, began_s))  # it finished after it had been taken back
         ready_s = max(ended_s.get(need, sent_s) for need in needs)
         on_the_way_s = max(0.0, done_s - ready_s - done.waited_s - done.compute_s)
         senders = [plan.nodes[need].device if need in plan.nodes else here for need in needs]

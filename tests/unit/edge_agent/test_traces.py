@@ -241,3 +241,17 @@ def test_a_failed_module_is_published_with_the_reason() -> None:
 
 def test_error_codes_are_the_outcomes() -> None:
     assert all(Trace(request="r", task="t", outcome=code, total_s=0, nodes={}) for code in ErrorCode)
+
+
+def test_a_node_that_ends_after_its_resent_inputs_were_refused_is_answered_and_traced() -> None:
+    state = agent("gw-a", ENCODER, routes=[encoder_route("t")], compute_s=0.1)
+    run = only(decide(state, requested("t", expiry_s=60), 0.0), Run)
+    decide(state, assignment(ENCODER, generation=9), 0.5)  # its route comes later: the next attempt's plan is too old
+    decide(state, Tick(), 1.5)
+    assert state.dropped["stale"] == 1
+    ended = Ran(run.run, Output({}, {"label": "a"}), None, 0.1, 1.5)
+    actions = decide(state, ended, 1.6)
+    assert only(actions, Reply).result.answer == {"label": "a"}
+    node = traced(actions).nodes["encoder"]
+    assert (node.compute_s, node.transfer_s, node.return_s) == (1.5, 0.0, 0.0)
+    assert not state.coordinated
