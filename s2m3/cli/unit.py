@@ -12,6 +12,7 @@ from broker.arguments import connection_of
 from broker.files import load_spec
 from broker.protocol.errors import BadFile
 from broker.transport.connection import ConnectionFile, ConnectionKeys, parse_url
+from s2m3 import units
 from s2m3.cli.commands import CommandParser
 from s2m3.units import SERVICES, require_visible, unit
 
@@ -92,6 +93,8 @@ def _of_agent(file: Path, places: list[tuple[Path, ConnectionKeys]]) -> int | No
     if config.memory is None or config.accelerator == "cuda":
         return None
     engine = engines.chosen(config.engine, str(file))
+    if engine == "torch" and config.accelerator == "auto" and units.GPU.exists():
+        return None  # this memory may be the card's
     return round(config.memory / (1 - config.headroom)) + RESERVE_BYTES[engine]
 
 
