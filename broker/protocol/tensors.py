@@ -12,6 +12,8 @@ A document is in the safetensors format with limits:
 - It MAY have no array, and arrays without elements.
 
 numpy is imported by the functions that need it: it takes 12 MB of a process, and many see no document with arrays.
+The safetensors library isn't used: each header would be parsed twice, once for the limits and the metadata. A test
+holds that what it refuses is refused here, and that both read the same arrays.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-import safetensors
 from pydantic import JsonValue
 
 from broker.protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError, RequestFailed
@@ -39,21 +40,36 @@ MAX_TENSORS = 256
 MAX_RANK = 8
 MAX_ANSWERED = 60_000  # numbers of an answer in JSON: each has at most 16 characters there, and all at most 1 MiB
 MAX_NAME_SHOWN = 64  # characters of an array's name in an error: a sender chooses it
-_NAMES = {
-    "int64": "I64",
-    "float64": "F64",
-    "float32": "F32",
-    "int32": "I32",
-    "float16": "F16",
-    "int16": "I16",
-    "int8": "I8",
-    "uint8": "U8",
-    "bool": "BOOL",
+_NUMPY = {
+    "I64": "<i8",
+    "F64": "<f8",
+    "F32": "<f4",
+    "I32": "<i4",
+    "F16": "<f2",
+    "I16": "<i2",
+    "I8": "|i1",
+    "U8": "|u1",
+    "BOOL": "|b1",
 }  # in the order in which the arrays of a document stand: each begins at a multiple of its elements' size
-_PLACES = {name: place for place, name in enumerate(_NAMES)}
-DTYPES = frozenset(_NAMES.values())
+_NAMES = {dtype: name for name, dtype in _NUMPY.items()}
+_PLACES = {dtype: place for place, dtype in enumerate(_NAMES)}
+DTYPES = frozenset(_NUMPY)
 _METADATA = "__metadata__"
 _JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return found
+
+
+_READ_JSON = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_each_once)
 _LENGTH_BYTES = 8
 _ALIGNED_BYTES = 8  # the bytes of the first array begin at a multiple of it
 
@@ -132,12 +148,13 @@ def pack(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> bytes:
 
     try:
         native = {name: np.asarray(array, dtype=array.dtype.newbyteorder("<")) for name, array in tensors.items()}
-        names = sorted(native, key=lambda name: (_PLACES.get(native[name].dtype.name, 0), name))
+        dtypes = {name: array.dtype.str for name, array in native.items()}  # numpy makes each ``dtype.name`` in Python
+        names = sorted(native, key=lambda name: (_PLACES.get(dtypes[name], 0), name))
         header: dict[str, object] = {_METADATA: dict(metadata)} if metadata else {}
         end = 0
         for name in names:
             begin, end = end, end + native[name].nbytes
-            dtype, shape = _NAMES.get(native[name].dtype.name), list(native[name].shape)
+            dtype, shape = _NAMES.get(dtypes[name]), list(native[name].shape)
             header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
         _check_header(header)
         text = _JSON.encode(header).encode()
@@ -155,12 +172,13 @@ def unpack(document: bytes) -> tuple[dict[str, Array], dict[str, str]]:
     Raises:
         RemoteProtocolError: the document is truncated, malformed, or exceeds a limit.
     """
-    from safetensors.numpy import load  # noqa: PLC0415 - see above
-
-    metadata = _metadata_of(document)
+    header, begin = _header_of(document)
+    metadata = _check_header(header)
+    entries = {name: entry for name, entry in sorted(header.items()) if name != _METADATA}
     try:
-        return dict(sorted(load(document).items())), metadata  # by name: the library's order changes from run to run
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
+        _check_places(entries, len(document) - begin)
+        return {name: _array_at(document, begin, entry) for name, entry in entries.items()}, metadata
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RemoteProtocolError(f"not a safetensors document: {error}") from error
 
 
@@ -177,20 +195,55 @@ def begins_like_document(data: bytes) -> bool:
     return is_header and int.from_bytes(data[:_LENGTH_BYTES], "little") <= MAX_HEADER_BYTES
 
 
-def _metadata_of(document: bytes) -> dict[str, str]:
+def _header_of(document: bytes) -> tuple[dict[str, Any], int]:
+    """The header of a document, and where the bytes of its arrays begin."""
     if len(document) < _LENGTH_BYTES:
         raise RemoteProtocolError(f"a safetensors document of {len(document)} bytes is truncated")
     length = int.from_bytes(document[:_LENGTH_BYTES], "little")
     _check_length(length)
-    if len(document) < _LENGTH_BYTES + length:
+    begin = _LENGTH_BYTES + length
+    if len(document) < begin:
         raise RemoteProtocolError("a safetensors document is truncated inside its header")
     try:
-        header = json.loads(document[_LENGTH_BYTES : _LENGTH_BYTES + length])
+        text = document[_LENGTH_BYTES:begin].decode()
+        header = _READ_JSON.decode(text)
+        if "\\u" in text:
+            _JSON.encode(header).encode()  # fails if a name is half a character
     except (ValueError, RecursionError) as error:
         raise RemoteProtocolError("a safetensors header is not JSON") from error
     if not isinstance(header, dict):
         raise RemoteProtocolError("a safetensors header is not an object")
-    return _check_header(header)
+    return header, begin
+
+
+def _check_places(entries: Mapping[str, Any], size_bytes: int) -> None:
+    """The arrays fill the bytes behind the header, one after the other, each as many as its shape says."""
+    end = 0
+    for place in sorted(_pair(entry["data_offsets"]) for entry in entries.values()):
+        if not place[0] == end <= place[1] <= size_bytes:
+            raise ValueError(f"there is a hole, an overlap, or no such byte at {end}")
+        end = place[1]
+    if end != size_bytes:
+        raise ValueError(f"{size_bytes} bytes follow its header, and its arrays have {end}")
+
+
+def _pair(offsets: object) -> tuple[int, int]:
+    if not isinstance(offsets, list) or list(map(type, offsets)) != [int, int]:
+        raise ValueError("data_offsets are not two whole numbers")
+    return offsets[0], offsets[1]
+
+
+def _array_at(document: bytes, begin: int, entry: Mapping[str, Any]) -> Array:
+    """A copy of an array, in memory of its own."""
+    import numpy as np  # noqa: PLC0415 - see above
+
+    shape, (first, end) = entry["shape"], entry["data_offsets"]
+    if not set(map(type, shape)) <= {int} or min(shape, default=0) < 0:
+        raise ValueError("a dimension is not a whole number")
+    array = np.ndarray(shape, _NUMPY[entry["dtype"]], document, begin + first)
+    if array.nbytes != end - first:
+        raise ValueError(f"an array of {array.nbytes} bytes has {end - first}")
+    return array.copy()
 
 
 def _check_length(length: int) -> None:

@@ -159,6 +159,18 @@ def test_the_limits_themselves_are_allowed() -> None:
         pytest.param(document({"__metadata__": None}), "not strings", id="no metadata"),
         pytest.param(document({"__metadata__": {"a": 1}}), "not strings", id="metadata of numbers"),
         pytest.param(document({str(n): entry() for n in range(257)}), "257 arrays", id="too many arrays"),
+        pytest.param(document(b'{"a":{},"a":{}}'), "not JSON", id="two arrays of one name"),
+        pytest.param(document(b'{"__metadata__":{"a":"1","a":"2"}}'), "not JSON", id="two texts of one name"),
+        pytest.param(document(b'{"a":{"dtype":"U8","dtype":"I8"}}'), "not JSON", id="two dtypes of one array"),
+        pytest.param(document({"__metadata__": {"a": float("nan")}}), "not JSON", id="a number that JSON lacks"),
+        pytest.param(document(b'{"__metadata__":{"a":"\\ud800"}}'), "not JSON", id="half a character"),
+        pytest.param(document(b"\xef\xbb\xbf{}"), "not JSON", id="a mark of UTF-8"),
+        pytest.param(document({"a": entry(shape=[True, 2])}, b"xx"), "not a safetensors", id="true as a dimension"),
+        pytest.param(document({"a": entry(data_offsets=[0, 2, 2])}, b"xx"), "not a safetensors", id="three places"),
+        pytest.param(
+            document({"a": entry(data_offsets=[False, 2])}, b"xx"), "not a safetensors", id="false as a place"
+        ),
+        pytest.param(document({"a": entry(shape=[0, 2**62, 9], data_offsets=[0, 0])}), "not a safetensors", id="huge"),
     ],
 )
 def test_a_hostile_document_is_refused_with_a_sentence(hostile: bytes, complaint: str) -> None:
@@ -195,12 +207,49 @@ _ENTRY = st.fixed_dictionaries(
     st.dictionaries(st.text(max_size=5) | st.just("__metadata__"), _ENTRY | _JSON, max_size=4), st.binary(max_size=20)
 )
 def test_random_headers_are_read_or_refused(header: Any, data: bytes) -> None:
+    hostile = document(header, data)
     try:
-        arrays, metadata = unpack(document(header, data))
+        arrays, metadata = unpack(hostile)
     except RemoteProtocolError:
         return
     assert all(isinstance(text, str) for text in metadata.values())
-    assert sum(array.nbytes for array in arrays.values()) <= len(data)
+    assert sum(array.nbytes for array in arrays.values()) == len(data)
+    assert same_arrays(arrays, safetensors.numpy.load(hostile)), "the library refuses it, or reads something else"
+
+
+def same_arrays(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return {name: (array.dtype, array.shape, array.tobytes()) for name, array in one.items()} == {
+        name: (array.dtype, array.shape, array.tobytes()) for name, array in other.items()
+    }
+
+
+_PLACED = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["U8", "F16", "F32", "BOOL"]),
+        "shape": st.lists(st.integers(0, 3), max_size=3),
+        "data_offsets": st.lists(st.integers(0, 8), min_size=2, max_size=2),
+    }
+)
+
+
+@given(st.dictionaries(st.text(max_size=2), _PLACED, max_size=3), st.integers(0, 12))
+def test_arrays_are_read_exactly_where_the_library_reads_them(header: Any, size_bytes: int) -> None:
+    given_ = document(header, bytes(range(size_bytes)))
+    try:
+        expected = safetensors.numpy.load(given_)
+    except safetensors.SafetensorError:
+        with pytest.raises(RemoteProtocolError):
+            unpack(given_)
+    else:
+        assert same_arrays(unpack(given_)[0], expected)
+
+
+def test_arrays_that_were_read_have_memory_of_their_own_and_can_be_changed() -> None:
+    packed = pack({"a": np.arange(3.0), "b": np.arange(3)})
+    read = unpack(packed)[0]
+    read["a"][:] = 7
+    assert read["a"].base is None
+    assert unpack(packed)[0]["a"].tolist() == [0.0, 1.0, 2.0]
 
 
 @given(
@@ -233,7 +282,7 @@ def test_packed_arrays_are_unpacked(shapes: Any, metadata: dict[str, str]) -> No
 
 def test_a_document_is_not_parsed_by_its_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[object] = []
-    for owner, name in ((safetensors.numpy, "load"), (json, "loads")):
+    for owner, name in ((safetensors.numpy, "load"), (json.JSONDecoder, "decode")):
         monkeypatch.setattr(owner, name, read.append)
     assert pack({"x": F32}, {"request": "r-1"})
     assert read == []
