@@ -421,9 +421,14 @@ class Result(Message):
 # --- data: safetensors documents; these are their metadata ---
 
 
+_EMPTY: Mapping[str, object] = {"[]": (), "{}": {}}
+
+
 def _from_text(value: object) -> object:
-    """Decode a compound field: metadata are strings, so it travels as JSON text."""
-    return json.loads(value) if isinstance(value, str) else value
+    """Decode a compound field: metadata are strings, so it travels as JSON text. Most are empty."""
+    if not isinstance(value, str):
+        return value
+    return _EMPTY[value] if value in _EMPTY else json.loads(value)
 
 
 _DIGITS = re.compile(r"[0-9]{1,16}")
