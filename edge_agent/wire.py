@@ -55,7 +55,8 @@ def data_filters(prefix: str, device: DeviceId) -> tuple[str, ...]:
 
 def is_request(prefix: str, topic: str) -> bool:
     """Whether a topic is one of requests."""
-    return any(each.match(prefix, topic) is not None for each in topics.REQUESTS)
+    is_of_task = topic.startswith(f"{prefix}/tasks/")  # most topics of the data connection aren't
+    return is_of_task and any(each.match(prefix, topic) is not None for each in topics.REQUESTS)
 
 
 def event_of(prefix: str, delivery: Delivery) -> events.Event | events.ConnectionEvent | None:

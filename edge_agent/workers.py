@@ -169,8 +169,8 @@ class Workers:
         if self._runner.broken:
             return
         self._computing = runs
-        later = self._run_once(runs)
-        self._run_once(later, equal=True)
+        if later := self._run_once(runs):
+            self._run_once(later, equal=True)
         if self._runner.broken:
             return
         self._note.end()
@@ -215,7 +215,8 @@ class Workers:
             passes = self._runner.run_all(module, many, runs[0].use, before=lambda begun: self._begin(runs, begun))
             while ended := self._next(passes):
                 seconds, batch = ended[0].seconds / self._speed, ended[0].batch
-                time.sleep(seconds - ended[0].seconds)  # as long as a slower device would compute on
+                if seconds > ended[0].seconds:  # without a need it would only hand the interpreter to another thread
+                    time.sleep(seconds - ended[0].seconds)  # as long as a slower device would compute on
                 began_s = time.monotonic() - seconds
                 if any(isinstance(each.result, Output) for each in ended):
                     self._store.record(runs[0].key, seconds / batch)

@@ -31,12 +31,16 @@ class Packets(Protocol):
     def loop_write(self) -> int:
         """Write packets until none waits, or the network takes no more."""
 
+    @property
+    def has_unseen_bytes(self) -> bool:
+        """Whether there are bytes that no poll sees: they were read already."""
+
     def has_bytes(self) -> bool:
         """Whether a read wouldn't wait: there are bytes, or the connection has ended; false once it is closed."""
 
 
 class Gathering:
-    """The reads of one connection after another; with ``gather_s`` 0 each packet is read and handed over alone."""
+    """The reads of one connection after another; with ``gather_s`` 0 each packet is read as soon as it is there."""
 
     def __init__(self, inbox: Inbox, gather_s: float) -> None:
         self._inbox = inbox
@@ -57,13 +61,15 @@ class Gathering:
             self._gathered.append(event)
 
     def read(self, packets: Packets) -> None:
-        """Read the packets that are there, or the next one; write what acknowledges them; hand over their events."""
+        """Read the packets that are there; write what acknowledges them; hand over their events."""
         self._gathered = []
         if self._gather_s:
             self._read_from_s = time.monotonic() + self._gather_s
         try:
-            for _ in range(MOST_PACKETS if self._gather_s else 1):
-                if packets.loop_read() != 0 or not (self._gather_s and packets.has_bytes()):
+            for _ in range(MOST_PACKETS):
+                if packets.loop_read() != 0 or not (
+                    packets.has_unseen_bytes or (self._gather_s and packets.has_bytes())
+                ):
                     break
             if packets.want_write():  # an acknowledgement, without which the broker holds other messages back
                 self._read_from_s = 0.0

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -368,9 +369,10 @@ def test_what_was_read_is_acknowledged_at_once(
         transport.publish(Outgoing(unique_prefix, str(number).encode()))
         recorder.wait_for(Delivery, count=number + 1)
     transport.close()
-    reads = len(steps) // 2
+    in_turn = [step for step, _ in groupby(steps)]  # one read may have brought several packets
+    reads = len(in_turn) // 2
     assert reads > 3
-    assert steps == ["read", "acknowledge"] * reads
+    assert in_turn == ["read", "acknowledge"] * reads
 
 
 # --- thread hand-overs: each takes as long as a small message takes through the broker ---

@@ -15,7 +15,7 @@ LONG_S = 60.0  # longer than a test
 
 
 class Link:
-    """A connection whose packets are single bytes; each gives one event."""
+    """A connection whose packets are single bytes, of which one read takes so many; each gives one event."""
 
     def __init__(self, gather_s: float) -> None:
         self.got: list[LinkEvent] = []
@@ -25,6 +25,7 @@ class Link:
         self.ours, self.theirs = socket.socketpair()
         self.ours.setblocking(False)
         self.owes_acknowledgement = False
+        self.at_a_time, self.unseen = 1, b""
 
     def arrive(self, packets: bytes) -> None:
         self.theirs.sendall(packets)
@@ -34,7 +35,8 @@ class Link:
         return [event.topic for event in self.got if isinstance(event, Delivery)]
 
     def loop_read(self) -> int:
-        data = self.ours.recv(1)
+        read = self.unseen or self.ours.recv(self.at_a_time)
+        data, self.unseen = read[:1], read[1:]
         if data:
             self.got_at_reads.append(len(self.got))
             self.gathering.emit(Delivery(data.decode(), b""))
@@ -48,8 +50,12 @@ class Link:
         self.owes_acknowledgement = False
         return 0
 
+    @property
+    def has_unseen_bytes(self) -> bool:
+        return bool(self.unseen)
+
     def has_bytes(self) -> bool:
-        return bool(select.select([self.ours], [], [], 0)[0])
+        return bool(self.unseen) or bool(select.select([self.ours], [], [], 0)[0])
 
 
 @pytest.fixture
@@ -95,6 +101,18 @@ def test_the_end_of_a_connection_ends_a_read_and_what_came_before_is_handed_over
     gathering.arrive(b"ab")
     gathering.theirs.close()
     assert gathering.read() == ["a", "b"]
+
+
+def test_packets_that_came_with_one_read_are_handed_over_together_and_no_other_read_is_tried() -> None:
+    link = Link(0.0)
+    link.at_a_time = 2
+    link.arrive(b"abc")
+    assert link.read() == ["a", "b"]
+    assert link.got_at_reads == [0, 0]
+    assert link.gathering.wait_s == 0
+    assert link.read() == ["a", "b", "c"]
+    for end in (link.ours, link.theirs):
+        end.close()
 
 
 def test_without_gathering_each_packet_is_read_alone_and_the_next_one_is_due_at_once() -> None:
