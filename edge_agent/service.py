@@ -379,13 +379,14 @@ class Agent:
 
     def _perform(self, chosen: list[events.Action]) -> None:
         """Perform actions in order; one that fails is logged, and those behind it are performed all the same."""
-        for action in chosen:
-            try:
-                self._perform_one(action)
-            except Exception as error:  # noqa: BLE001 - as in _handle
-                self._state.dropped["internal_error"] += 1
-                self._log.exception("action_failed", action_kind=type(action).__name__)
-                self._make_up_for(action, error, time.monotonic())
+        with self._data.together():
+            for action in chosen:
+                try:
+                    self._perform_one(action)
+                except Exception as error:  # noqa: BLE001 - as in _handle
+                    self._state.dropped["internal_error"] += 1
+                    self._log.exception("action_failed", action_kind=type(action).__name__)
+                    self._make_up_for(action, error, time.monotonic())
 
     def _perform_one(self, action: events.Action) -> None:
         match action:

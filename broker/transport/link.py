@@ -36,6 +36,7 @@ from broker.transport.publish_packet import Published
 from broker.transport.wakeup import Wakeup
 
 MAX_IN_FLIGHT = 20  # QoS 1 messages without their PUBACK: Mosquitto's default; a CONNACK may lower it
+TOGETHER_BYTES = 64 * 1024  # with so many of them, no further message enters the client before they are written
 CLOSE_S = 5.0  # limit of the wait for accepted messages at the end
 MOST_LOGGED = 200  # characters of a stranger's topic
 _TICK_S = 0.25  # between two looks at the keepalive
@@ -175,7 +176,7 @@ class Link:
     def _flush(self) -> bool:
         """Write as much as possible; returns whether the kernel's send buffer is full.
 
-        A message enters the client only when all earlier ones are written: the outbox counts every waiting message.
+        Messages enter the client when all earlier ones are written, small ones together; the outbox counts them all.
         """
         client = self._client
         for change in self._filters.take():
@@ -188,11 +189,16 @@ class Link:
                 client.loop_write()
                 if client.want_write():
                     return True
-            if client.socket() is None or len(self._sent) >= (self._limits.in_flight or MAX_IN_FLIGHT):
+            queued_bytes = 0
+            while queued_bytes < TOGETHER_BYTES and self._may_send and (message := self._outbox.take()) is not None:
+                self._sent[client.send(message)] = message
+                queued_bytes += message.packet_bytes
+            if not queued_bytes:
                 return False
-            if (message := self._outbox.take()) is None:
-                return False
-            self._sent[client.send(message)] = message
+
+    @property
+    def _may_send(self) -> bool:
+        return self._client.socket() is not None and len(self._sent) < (self._limits.in_flight or MAX_IN_FLIGHT)
 
     def _subscribe(self, filters: tuple[str, ...]) -> None:
         packet = self._client.add_filters(self._taken(filters), sees_retain=self._sees_retain)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
 from broker.protocol.errors import LocalProtocolError, MessageTooLarge, NotConnected, TransportError
@@ -275,6 +275,10 @@ class MemoryTransport:
                 self._broker.publish(self, message)
             else:
                 self.kept.append(message)
+
+    def together(self) -> AbstractContextManager[None]:
+        """Nothing: a message is delivered at once."""
+        return nullcontext()
 
     def take(self, delivery: port.Delivery) -> None:
         """Add a delivery to the events, unless it is larger than this client takes; the broker drops it then."""

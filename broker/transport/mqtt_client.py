@@ -53,6 +53,7 @@ _MOST_READ_BYTES = 256 * 1024  # of a packet that has more
 _FAILURE = 0x80
 _CONNACK_3_BYTES = 2  # of MQTT 3: without properties
 _ID_BYTES = 2
+_MORE: int = getattr(socket, "MSG_MORE", 0)  # Linux sends these bytes with the next ones
 _log = structlog.get_logger(__name__)
 _NAMES = ReasonCode(PacketTypes.CONNACK).names  # code -> name -> the packets that have it
 
@@ -222,7 +223,7 @@ class MqttClient(paho.Client):
         view, sent = memoryview(buf), 0
         try:
             while sent < len(view):
-                sent += super()._sock_send(view[sent:])  # type: ignore[arg-type]
+                sent += self._send_some(view[sent:])
         except BlockingIOError:
             if not sent:
                 raise
@@ -231,6 +232,12 @@ class MqttClient(paho.Client):
             if not sent:
                 raise BlockingIOError from error
         return sent
+
+    def _send_some(self, view: memoryview) -> int:
+        sock = self.socket()
+        if self._out_packet and type(sock) is socket.socket:  # TLS takes no flags
+            return sock.send(view, _MORE)
+        return super()._sock_send(view)  # type: ignore[arg-type]
 
     def _handle_publish(self) -> MQTTErrorCode:
         try:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from broker.protocol.errors import NotConnected, TransportError
 from broker.structured_log import structlog
@@ -88,6 +90,8 @@ class MqttTransport:
         self._thread: threading.Thread | None = None
         self._wakeup: Wakeup | None = None  # wakes the network thread
         self._link: Link | None = None  # the present connection
+        self._holding: int | None = None  # the thread that is in ``together``
+        self._holds = False  # whether it has published since
 
     # --- any thread ---
 
@@ -111,8 +115,27 @@ class MqttTransport:
         if self._closing.is_set():
             raise NotConnected(f"this transport was closed, so {message.topic} was not published")
         self._outbox.put(message)
+        if message.packet_bytes > MOST_WRITTEN_NOW:
+            self._wake()
+        elif self._holding == threading.get_ident():
+            self._holds = True
+        else:
+            self._write()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Hold the small messages that this thread publishes meanwhile, and write them together at the end."""
+        self._holding = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._holding, holds, self._holds = None, self._holds, False
+            if holds:
+                self._write()
+
+    def _write(self) -> None:
         link = self._link
-        if link is None or message.packet_bytes > MOST_WRITTEN_NOW or not link.write_now():
+        if link is None or not link.write_now():
             self._wake()
 
     def subscribe(self, *filters: str) -> None:

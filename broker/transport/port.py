@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Protocol
@@ -194,6 +195,12 @@ class Transport(Protocol):
             NotConnected: there is no connection, and the message isn't lasting.
             MessageTooLarge: larger than the broker's or our own limit.
             QueueFull: too many messages wait already.
+        """
+
+    def together(self) -> AbstractContextManager[None]:
+        """Hold the small messages that this thread publishes meanwhile, and write them together at the end.
+
+        Each write wakes the broker, whose answer wakes this process. Only one thread may do so at a time.
         """
 
     def subscribe(self, *filters: str) -> None:

@@ -7,6 +7,7 @@ watch routes, so the client can't unsubscribe one that the sources read, and hea
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from broker.protocol.topics import RESULTS, TASK_ROUTE, read
 from broker.transport.connection import Connection
@@ -96,6 +97,10 @@ class SharedLink:
     def publish(self, message: Outgoing) -> None:
         """Hand a message to the broker."""
         self.transport.publish(message)
+
+    def together(self) -> AbstractContextManager[None]:
+        """Nothing: several threads publish here."""
+        return nullcontext()
 
     def subscribe(self, *filters: str) -> None:
         """Add filters; of a route that is read already the last message is delivered again."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -154,6 +154,21 @@ def test_a_filter_added_while_connected_delivers(connect: Connect, unique_prefix
     transport.subscribe(f"{unique_prefix}/x", f"{unique_prefix}/y")
     transport.publish(Outgoing(f"{unique_prefix}/y", b"later"))
     assert inbox.wait_for(Delivery).payload == b"later"
+
+
+def test_what_is_published_together_arrives_in_order_also_if_the_block_fails(
+    connect: Connect, unique_prefix: str
+) -> None:
+    transport, inbox = connect("a", f"{unique_prefix}/#")
+    sizes = [10, 0, 70_000, 500_000, 3]
+    with suppress(ZeroDivisionError), transport.together():
+        for number, size in enumerate(sizes):
+            transport.publish(Outgoing(f"{unique_prefix}/{number}", bytes(size), qos=1 if number else 0))
+        raise ZeroDivisionError
+    transport.publish(Outgoing(f"{unique_prefix}/last", b""))
+    inbox.wait_for(Delivery, count=len(sizes) + 1)
+    got = [(each.topic.rpartition("/")[2], len(each.payload)) for each in inbox.deliveries]
+    assert got == [*((str(number), size) for number, size in enumerate(sizes)), ("last", 0)]
 
 
 def test_connected_tells_whether_there_is_a_connection(world: World, unique_prefix: str, recorder: Recorder) -> None:

@@ -400,6 +400,43 @@ def test_a_small_message_is_written_by_its_publisher_and_a_large_one_by_the_netw
     until(lambda: publish(2_000))  # as soon as the network thread waits
 
 
+def test_small_messages_that_are_published_together_wake_the_broker_once(
+    broker_url: str, connect: Connect, recorder: Recorder, unique_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main, flags = threading.main_thread(), list[int]()
+
+    def sending(self: MqttClient, view: memoryview, really: Any = MqttClient._send_some) -> Any:
+        if threading.current_thread() is main:
+            flags.append(bool(self._out_packet))
+        return really(self, view)
+
+    monkeypatch.setattr(MqttClient, "_send_some", sending)
+    transport = connect(broker_url, unique_prefix, recorder, unique_prefix)
+
+    def publish() -> list[int]:
+        flags.clear()
+        sent = len(recorder.deliveries)
+        with transport.together():
+            for number in range(3):
+                transport.publish(Outgoing(unique_prefix, bytes(number)))
+            assert flags == []
+        recorder.wait_for(Delivery, count=sent + 3)
+        return flags
+
+    until(lambda: publish() == [1, 1, 0])  # as soon as the network thread waits
+
+
+def test_another_threads_message_isnt_held_with_those_that_are_published_together(
+    broker_url: str, connect: Connect, recorder: Recorder, unique_prefix: str
+) -> None:
+    transport = connect(broker_url, unique_prefix, recorder, unique_prefix)
+    with transport.together():
+        other = threading.Thread(target=transport.publish, args=(Outgoing(unique_prefix, b"other"),))
+        other.start()
+        assert recorder.wait_for(Delivery).payload == b"other"
+        other.join()
+
+
 def test_what_several_threads_publish_at_once_arrives_whole_and_each_thread_in_order(
     broker_url: str, connect: Connect, recorder: Recorder, unique_prefix: str
 ) -> None:
