@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import structlog
 
 from broker.protocol.codec import RawInput
-from broker.protocol.errors import ModuleRefused, RequestFailed, first_line
+from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed, first_line
 from broker.protocol.sizes import show_sizes
 from broker.protocol.specs import ModuleKey, ModuleSpec
 from edge_agent.device import footprint
@@ -184,8 +184,10 @@ class Calibration:
         except Exception as error:  # it may fail on made-up arrays and work on another module's
             if is_out_of_memory(error):
                 raise
-            if all(isinstance(value, RawInput) for value in values) and not isinstance(error, RequestFailed):
-                why = f"{type(error).__name__}: {first_line(error)}"
+            is_its_own = not isinstance(error, RequestFailed) or error.code == ErrorCode.MODULE_FAILED
+            if all(isinstance(value, RawInput) for value in values) and is_its_own:
+                kind = "" if isinstance(error, RequestFailed) else f"{type(error).__name__}: "
+                why = kind + first_line(error).removeprefix(f"{ErrorCode.MODULE_FAILED}: ")
                 fix = "its files don't fit each other; correct them, or name others"
                 raise ModuleRefused(f"it fails on a usual input ({why}): {fix}") from error
             log.warning("module_not_calibrated", family=spec.family, why=f"{type(error).__name__}: {error}")

@@ -104,7 +104,7 @@ def load(spec: ModuleSpec) -> Module:
     arrays = _sample(path, made)
     run = Run(path, session, _names(path, session, tuple(arrays)), is_classifier)
     _try(path, arrays, run, len(labels))
-    _check_other(path, need, run)
+    _try_other(path, need, run, arrays, len(labels))
     return Module(session, {None: Pass(made, run)}, engine="onnx")
 
 
@@ -155,14 +155,14 @@ def _sample(path: Path, made: steps.Steps) -> Mapping[str, Array]:
         raise ModuleRefused(f"{path}: prepare can't read a usual input ({error.message}): correct it") from error
 
 
-def _try(path: Path, arrays: Mapping[str, Array], run: Run, labels: int) -> None:
-    """Run a pass, and check what goes in and comes out."""
-    _check_given(path, arrays, run)
+def _try(path: Path, arrays: Mapping[str, Array], run: Run, labels: int, of: str = "") -> None:
+    """Run a pass, and check what goes in and comes out. ``of`` says which input this is, if not the sample."""
+    _check_given(path, arrays, run, of)
     try:
         found = next(iter(run(None, **arrays).values()))
     except Exception as error:  # the library's errors have no base class of their own
         raise ModuleRefused(
-            f"{path} can't run on a sample input ({onnx_file.reason(error)}): correct prepare in the task file, or "
+            f"{path} can't run on a sample input{of} ({onnx_file.reason(error)}): correct prepare in the task file, or "
             "export it again"
         ) from error
     rows = next(iter(arrays.values())).shape[0]
@@ -171,7 +171,7 @@ def _try(path: Path, arrays: Mapping[str, Array], run: Run, labels: int) -> None
             f"{path}: its first output {run.session.outputs[0]} is {found.dtype} {_text(found.shape)}, and it must be "
             f"one row of numbers for each input, ({rows}, width): export it so"
         )
-    if FEATURES not in arrays and not np.isfinite(found).all():  # a made-up array may well be out of its range
+    if FEATURES not in arrays and not of and not np.isfinite(found).all():  # made-up arrays may be out of its range
         raise ModuleRefused(
             f"{path} gives numbers that aren't finite on a usual input: correct prepare in the task file, or export it "
             "in float32"
@@ -203,8 +203,8 @@ def _fix(shape: Sequence[int | None], dtype: str, array: Array) -> str:
     return ": correct prepare in the task file"
 
 
-def _check_other(path: Path, need: steps.Need, run: Run) -> None:
-    """Check that the file takes an input of another size, too: the sample may fit by chance."""
+def _try_other(path: Path, need: steps.Need, run: Run, sample: Mapping[str, Array], labels: int) -> None:
+    """Run a pass on an input of another size, where that makes other arrays: the sample may fit by chance."""
     others: Mapping[type, tuple[Callable[[], RawInput], str]] = {
         steps.Picture: (sample_inputs.other_picture, " of a smaller picture"),
         steps.Texts: (sample_inputs.text, " of one short text"),
@@ -214,7 +214,9 @@ def _check_other(path: Path, need: steps.Need, run: Run) -> None:
         return
     make, of = others[type(need)]
     with suppress(RequestFailed):  # its lengths are limited: then this one is refused
-        _check_given(path, need.read(make()), run, of)
+        arrays = need.read(make())
+        if any(array.shape != sample[name].shape for name, array in arrays.items()):
+            _try(path, arrays, run, labels, of)
 
 
 def _labels(path: Path) -> tuple[str, ...]:

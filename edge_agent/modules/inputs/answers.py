@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from pydantic import Field, JsonValue, StringConstraints
 
+from broker.protocol.errors import ErrorCode, RequestFailed
 from broker.protocol.tensors import Array
 from broker.protocol.values import Spec
 from edge_agent.modules import SCORES, Output, Prepared
@@ -38,7 +39,7 @@ class AsItIs(Spec):
 
     def __call__(self, arrays: Mapping[str, Array], _: Prepared) -> Output:
         """The output."""
-        return Output(dict(arrays))
+        return Output(finite(arrays))
 
 
 class Likeliest(Spec):
@@ -86,8 +87,27 @@ class Masks(Spec):
 
 
 def sent(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """The arrays of ``forward`` that cross the wire."""
-    return {name: array for name, array in arrays.items() if name != SCORES}
+    """The arrays of ``forward`` that cross the wire.
+
+    Raises:
+        RequestFailed: as ``finite`` does, of the scores, too.
+    """
+    return {name: array for name, array in finite(arrays).items() if name != SCORES}
+
+
+def finite(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """The arrays, if all their numbers are finite: of others, the likeliest label is any.
+
+    Raises:
+        RequestFailed: ``module_failed``: they aren't.
+    """
+    if name := next((each for each, array in arrays.items() if not np.isfinite(array).all()), None):
+        raise RequestFailed(
+            ErrorCode.MODULE_FAILED,
+            f"this module's {name} has numbers that aren't finite (NaN or too large) for this input: correct its "
+            "weights or its preparation, or export it in float32",
+        )
+    return dict(arrays)
 
 
 def ranking(what: str, texts: Sequence[str], scores: ArrayLike, most: int | None = None) -> dict[str, JsonValue]:

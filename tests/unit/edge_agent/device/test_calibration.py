@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.protocol.errors import ModuleRefused
+from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed
 from broker.protocol.messages import AssignedModule
 from broker.protocol.sizes import show_bytes
 from broker.protocol.specs import ModuleKey, ModuleSpec, Source
@@ -158,6 +158,14 @@ def test_a_module_that_fails_on_a_usual_picture_is_refused_with_its_reason(bench
         ModuleRefused, match=r"fails on a usual input \(ValueError: an image of 64 x 64 doesn't fit\): its"
     ):
         bench.store().load(assigned(catalogue_spec()))
+
+
+def test_a_request_that_fails_by_the_module_is_no_reason_to_load_it_and_one_that_is_refused_is(bench: Bench) -> None:
+    bench.sample, bench.failure = (sample_inputs.picture(),), RequestFailed(ErrorCode.MODULE_FAILED, "ONNX Runtime: no")
+    with pytest.raises(ModuleRefused, match=r"fails on a usual input \(ONNX Runtime: no\): its files don't fit"):
+        bench.store().load(assigned(catalogue_spec()))
+    bench.failure = RequestFailed(ErrorCode.BAD_INPUT, "too small a picture")
+    assert bench.store().load(assigned(catalogue_spec())).state == "ready"
 
 
 def test_a_sample_pass_without_memory_does(bench: Bench) -> None:

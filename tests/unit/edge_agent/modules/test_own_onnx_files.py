@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -11,9 +12,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 from structlog.testing import capture_logs
 
-from broker.protocol.errors import ModuleRefused
+from broker.protocol.codec import RawInput
+from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed
 from broker.protocol.specs import ModuleSpec
 from edge_agent.modules import SCORES, load
 from edge_agent.modules.families.onnx import probabilities
@@ -261,6 +264,38 @@ def test_lengths_that_fit_the_sample_only_by_chance_are_refused(directory: Path)
     with pytest.raises(ModuleRefused, match=r"gives int64 \(1, 1\) of one short text: correct prepare"):
         load(spec("encoder", prepare={"text": {"longest": 5}}))
     assert load(spec("encoder", prepare={"text": {"longest": 5, "padded": True}}))
+
+
+def test_a_pass_that_runs_on_the_sample_only_by_chance_is_refused(directory: Path) -> None:
+    write(directory, ["n", 3, "height", "width"], FLAT, 3 * 8 * 14)
+    with pytest.raises(
+        ModuleRefused, match=r"can't run on a sample input of a smaller picture \(.*\): correct prepare"
+    ):
+        load(spec("encoder", prepare={"picture": {"shorter": 8}}))
+    (directory / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+    four = helper.make_node("Reshape", ["row", "four"], ["rows"])
+    write(
+        directory, ["n", 5], [TOKENS[0], four, helper.make_node("MatMul", ["rows", "w"], ["y"])], 5, TensorProto.INT64
+    )
+    made = onnx.load(directory / "model.onnx")
+    made.graph.initializer.append(numpy_helper.from_array(np.array([4, 5]), "four"))
+    made.graph.input[0].name = made.graph.node[0].input[0] = "input_ids"
+    onnx.save(made, str(directory / "model.onnx"))
+    with pytest.raises(ModuleRefused, match=r"can't run on a sample input of one short text \(.*cannot be reshaped"):
+        load(spec("encoder", prepare={"text": {"longest": 5, "padded": True}}))
+
+
+@pytest.mark.parametrize(("part", "array"), [("classifier", "logits"), ("encoder", "features")])
+def test_numbers_that_are_not_finite_are_no_answer(directory: Path, part: str, array: str) -> None:
+    parts = [("Div", ["x", "x"], ["one"]), ("Flatten", ["one"], ["row"])]  # of a black pixel: nothing by nothing
+    write(directory, SHAPE, [*(helper.make_node(*each) for each in parts), FLAT[1]], 192)
+    module = load(spec(part, **CLASSIFIER if part == "classifier" else {"prepare": PICTURE}))
+    assert Runner().run(module, [sample_inputs.other_picture()]).tensors
+    black = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(black, "PNG")
+    with pytest.raises(RequestFailed, match=rf"this module's {array} has numbers that aren't finite") as told:
+        Runner().run(module, [RawInput(black.getvalue(), "image/png")])
+    assert told.value.code == ErrorCode.MODULE_FAILED
 
 
 def test_more_labels_than_an_answer_may_have_are_refused(directory: Path) -> None:
