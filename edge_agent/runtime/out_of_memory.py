@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-_CUDA = ("CUDA out of memory", "CUDA error: out of memory")  # in torch's words
+_CUDA = ("CUDA out of memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")  # torch's words; its libraries'
 _NO_MEMORY = ("Cannot allocate memory", "DefaultCPUAllocator", "bad_alloc", *_CUDA)  # the kernel's, torch's, C++'s
 
 

@@ -165,6 +165,12 @@ def test_int8_and_other_engines_stay_on_the_cpu() -> None:
     [
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), "memory on its accelerator"),
         (RuntimeError("CUDA error: out of memory"), "memory on its accelerator"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "memory on its accelerator",
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "memory on its accelerator"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"), None),
         (MemoryError(), "memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "memory"),
         (RuntimeError("shape"), None),
