@@ -106,7 +106,8 @@ class MqttClient(paho.Client):
         super().__init__(CallbackAPIVersion.VERSION2, client_id, protocol=paho.MQTTv5, reconnect_on_failure=False)
         self.is_broken = False  # whether a write has failed
         self.first = b""  # the first byte that the peer sent
-        self._read = memoryview(b"")  # and not yet handled
+        self._buffer = bytearray(_READ_BYTES)  # of each read: one of its own would leave holes between what is kept
+        self._read = memoryview(b"")  # of it, and not yet handled
         self.tls_error: ssl.SSLError | None = None
         self._dialer = dialer
         self._unknown: int | None = None  # the code in the packet that is handled, if paho doesn't know it
@@ -208,7 +209,7 @@ class MqttClient(paho.Client):
     def _sock_recv(self, bufsize: int) -> bytes:
         if not self._read:
             try:
-                self._read = memoryview(super()._sock_recv(max(_READ_BYTES, min(bufsize, _MOST_READ_BYTES))))
+                self._read = self._received(bufsize)
             except ssl.SSLError as error:
                 self.tls_error = error
                 raise
@@ -218,6 +219,18 @@ class MqttClient(paho.Client):
                 self._read = memoryview(b"")  # the connection ends
         data, self._read = self._read[:bufsize], self._read[bufsize:]
         return data  # type: ignore[return-value] # paho counts it, indexes it, and adds it to a bytearray
+
+    def _received(self, wanted: int) -> memoryview:
+        """Read what is there into the buffer. What paho took of it before was copied."""
+        if not isinstance(sock := self.socket(), socket.socket):
+            raise ConnectionError("the connection is closed")
+        if wanted > len(self._buffer):
+            self._buffer = bytearray(_MOST_READ_BYTES)
+        try:
+            size = sock.recv_into(self._buffer)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+            raise BlockingIOError from error
+        return memoryview(self._buffer)[:size]
 
     def _sock_send(self, buf: bytes | bytearray) -> int:
         view, sent = memoryview(buf), 0

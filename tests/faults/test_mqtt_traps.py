@@ -509,6 +509,32 @@ def test_packets_are_read_whatever_pieces_they_arrive_in(chunk: int) -> None:
     assert got == [("a", 5), acknowledged[0], ("b", 6), *acknowledged[1:]]
 
 
+def test_what_was_read_is_kept_though_all_reads_go_into_one_buffer() -> None:
+    got: list[bytes] = []
+
+    class Handler:
+        def on_delivery(self, message: Published) -> None:
+            assert message.delivery is not None
+            got.append(message.delivery.payload)
+
+        def __getattr__(self, _: str) -> Any:
+            return lambda *_, **__: None
+
+    client = MqttClient(Dialer(parse_url("mqtt://unused"), 1.0), "c", Handler())
+    client.first = CONNACK
+    client._sock, theirs = socket.socketpair()
+    client._sock.setblocking(False)
+    payloads = [bytes([number]) * size for number, size in enumerate((10, 300_000, 20, 1_000_000, 30))]
+    packets = b"".join(write_publish(Outgoing("a", payload, qos=0), 0) for payload in payloads)
+    with theirs, client._sock:
+        sender = threading.Thread(target=theirs.sendall, args=(packets,))
+        sender.start()
+        while len(got) < len(payloads):
+            client.loop_read()
+        sender.join()
+    assert got == payloads
+
+
 # --- access rules: only MQTT 5 reason codes tell ---
 
 

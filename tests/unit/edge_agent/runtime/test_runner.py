@@ -63,6 +63,11 @@ def test_a_forward_pass_takes_aligned_tensors_of_its_dtype_and_gives_contiguous_
     assert output.answer == {"text": "kept"}
 
 
+def test_an_output_keeps_no_memory_of_its_pass() -> None:
+    output = Runner().run(module()[0], [RawInput(b"x")])
+    assert all(array.flags.owndata for array in output.tensors.values())
+
+
 def test_a_use_chooses_its_own_steps_and_forward_pass() -> None:
     made, seen = module()
     assert Runner().run(made, [RawInput(b"x")], "other").answer == {"text": "kept"}
