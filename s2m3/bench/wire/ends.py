@@ -98,7 +98,7 @@ class Hops:
         for process in self._processes:
             process.start()
         for pipe in self._pipes:
-            _next(pipe)  # it is connected
+            next_of(pipe)  # it is connected
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -117,11 +117,12 @@ class Hops:
             HopLost: the message didn't arrive.
         """
         self._sending.send(None)
-        began_s = _next(self._sending)
-        return _next(self._receiving) - began_s  # one clock: that of the machine
+        began_s = next_of(self._sending)
+        return next_of(self._receiving) - began_s  # one clock: that of the machine
 
 
-def _next(pipe: Any) -> float:  # noqa: ANN401 - a connection of multiprocessing
+def next_of(pipe: Any) -> float:  # noqa: ANN401 - a connection of multiprocessing
+    """The next number that a process sends; raises ``HopLost``."""
     if not pipe.poll(LOST_S):
         raise HopLost(f"no message within {LOST_S:g} s")
     return float(pipe.recv())
@@ -144,7 +145,7 @@ def _send_on_demand(pipe: Pipe, prepare: Callable[[int], Callable[[], None]]) ->
 # --- paho alone ---
 
 
-def _paho_client(url: str, name: str, on_message: Callable[[Any], None], *topics: str) -> paho.Client:
+def paho_client(url: str, name: str, on_message: Callable[[Any], None], *topics: str) -> paho.Client:
     """A connected client; its thread is paho's."""
     up: SimpleQueue[None] = SimpleQueue()
     client = paho.Client(CallbackAPIVersion.VERSION2, name, protocol=paho.MQTTv5)
@@ -161,12 +162,15 @@ def _paho_client(url: str, name: str, on_message: Callable[[Any], None], *topics
     client.on_socket_open, client.on_connect = opened, connected
     client.on_subscribe = lambda *_: up.put(None)
 
-    def received(_: object, __: object, message: paho.MQTTMessage) -> None:
+    def acknowledge(*_: object) -> None:
         if isinstance(sock := client.socket(), socket.socket):
             acknowledge_now(sock)
+
+    def received(_: object, __: object, message: paho.MQTTMessage) -> None:
+        acknowledge()
         on_message(message.payload)
 
-    client.on_message = received
+    client.on_message, client.on_publish = received, acknowledge
     broker = parse_url(url)
     client.connect(broker.host, broker.port)
     client.loop_start()
@@ -175,7 +179,7 @@ def _paho_client(url: str, name: str, on_message: Callable[[Any], None], *topics
 
 
 def _send_with_paho(url: str, pipe: Pipe) -> None:
-    client = _paho_client(url, "bench-paho-a", lambda _: None)
+    client = paho_client(url, "bench-paho-a", lambda _: None)
 
     def prepare(size_bytes: int) -> Callable[[], None]:
         payload = bytes(payload_bytes(size_bytes))
@@ -186,7 +190,7 @@ def _send_with_paho(url: str, pipe: Pipe) -> None:
 
 def _receive_with_paho(url: str, pipe: Pipe) -> None:
     taken: SimpleQueue[bytes] = SimpleQueue()
-    _paho_client(url, "bench-paho-b", taken.put, TOPIC)
+    paho_client(url, "bench-paho-b", taken.put, TOPIC)
     pipe.send(0.0)
     while True:
         taken.get()

@@ -1,4 +1,4 @@
-"""The measurement: hops of both kinds in turn, and requests beside them, on one broker after the other.
+"""The measurement: hops of both kinds in turn, and requests beside their floor, on one broker after the other.
 
 Owns the order, the figures and the goals. Blocks of hops alternate, so that other load on this machine touches both
 kinds alike. A ratio is the median of the rounds' ratios.
@@ -18,10 +18,11 @@ from broker.servers.embedded import EmbeddedBroker
 from broker.servers.mosquitto import MosquittoBroker, find_mosquitto
 from s2m3.bench.wire.agents import Agents
 from s2m3.bench.wire.ends import KINDS, Hops, Kind, payload_bytes
+from s2m3.bench.wire.relays import Relays
 from s2m3.testbed.percentiles import percentile
 
 HOP_GOAL = 1.25  # an agents' hop over one of paho alone
-REQUEST_GOAL = 4.0  # a request over a hop of paho alone: it crosses the broker four times
+REQUEST_GOAL = 4.0  # a request over a hop of paho alone: it crosses the broker four times, one after the other
 SIZES = (2_048, 65_536, 524_288, 5_000_000)  # bytes of the arrays
 LARGE = 1_000_000  # a size of which fewer hops are enough
 WARM_UP = 5
@@ -62,9 +63,10 @@ def _at_broker(name: BrokerName, sizes: Sequence[int], *, rounds: int, hops: int
         for size_bytes in sizes:
             progress(f"{name}: hops of {show_bytes(size_bytes)}")
             rows.append(_row(ends, size_bytes, rounds, hops if size_bytes < LARGE else max(1, hops // 10)))
+        relays = stack.enter_context(Relays(broker.url, SIZES[0]))
         agents = stack.enter_context(Agents(broker.url))
         progress(f"{name}: requests")
-        request = _requests(ends["paho"], agents, rounds, hops)
+        request = _requests(ends["paho"], relays, agents, rounds, hops)
     return {"version": _version(broker), "hops": rows, "request": request}
 
 
@@ -83,13 +85,15 @@ def _row(ends: dict[Kind, Hops], size_bytes: int, rounds: int, hops: int) -> dic
     }
 
 
-def _requests(paho: Hops, agents: Agents, rounds: int, hops: int) -> dict[str, Any]:
-    """The requests, in hops of paho with as many bytes as an encoder's output has."""
+def _requests(paho: Hops, relays: Relays, agents: Agents, rounds: int, hops: int) -> dict[str, Any]:
+    """The requests, and their floor, in hops of paho with as many bytes as an encoder's output has."""
     paho.prepare(SIZES[0])
-    taken = _in_turn({"paho": paho.hop, "request": agents.ask}, rounds, hops)
-    ratios = [median(request) / median(bare) for bare, request in zip(taken["paho"], taken["request"], strict=True)]
-    figures = {f"{kind}_s": _figures(blocks) for kind, blocks in taken.items()}
-    return {**figures, "hops": median(ratios), "ratios": ratios}
+    taken = _in_turn({"paho": paho.hop, "floor": relays.ask, "request": agents.ask}, rounds, hops)
+    figures: dict[str, Any] = {f"{kind}_s": _figures(blocks) for kind, blocks in taken.items()}
+    for kind, prefix in (("floor", "floor_"), ("request", "")):
+        ratios = [median(mine) / median(bare) for bare, mine in zip(taken["paho"], taken[kind], strict=True)]
+        figures |= {f"{prefix}hops": median(ratios), f"{prefix}ratios": ratios}
+    return figures
 
 
 def _in_turn(takes: Mapping[str, Callable[[], float]], rounds: int, number: int) -> dict[str, list[list[float]]]:

@@ -45,11 +45,15 @@ def _show(found: dict[str, Any]) -> None:
         title = f"{name} ({at['version']})"
         made = table("bytes", "paho p50 ms", "p95", "agents p50 ms", "p95", "ratio", "of the rounds", title=title)
         for row in at["hops"]:
-            made.add_row(str(row["bytes"]), *_times(row["paho_s"], row["agents_s"]), *_ratios(row, "ratio"))
+            made.add_row(
+                str(row["bytes"]), *_times(row["paho_s"], row["agents_s"]), f"{row['ratio']:.2f}", _range(row["ratios"])
+            )
         printed.print(made)
         request = at["request"]
-        made = table("paho p50 ms", "p95", "request p50 ms", "p95", "hops", "of the rounds", title=f"{title}: requests")
-        made.add_row(*_times(request["paho_s"], request["request_s"]), *_ratios(request, "hops"))
+        made = table("one request", "p50 ms", "p95", "hops of paho", "of the rounds", title=f"{title}: requests")
+        made.add_row("a hop of paho", *_times(request["paho_s"]), "1.00", "")
+        made.add_row("relays of paho: the floor", *_times(request["floor_s"]), *_hops(request, "floor_"))
+        made.add_row("agents", *_times(request["request_s"]), *_hops(request, ""))
         printed.print(made)
     goals = found["goals"]
     printed.print(f"goals: a hop {goals['hop']:g} of paho's, a request {goals['request']:g} hops of paho")
@@ -59,5 +63,9 @@ def _times(*figures: dict[str, float]) -> list[str]:
     return [f"{1000 * each[share]:.2f}" for each in figures for share in ("p50", "p95")]
 
 
-def _ratios(row: dict[str, Any], name: str) -> tuple[str, str]:
-    return f"{row[name]:.2f}", f"{min(row['ratios']):.2f} to {max(row['ratios']):.2f}"
+def _hops(request: dict[str, Any], prefix: str) -> tuple[str, str]:
+    return f"{request[f'{prefix}hops']:.2f}", _range(request[f"{prefix}ratios"])
+
+
+def _range(ratios: list[float]) -> str:
+    return f"{min(ratios):.2f} to {max(ratios):.2f}"

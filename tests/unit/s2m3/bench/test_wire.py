@@ -16,6 +16,7 @@ from broker.transport.memory import MemoryBroker
 from broker.transport.port import Delivery, LinkEvent
 from edge_agent import wire
 from s2m3.bench.wire import agents, ends, measure
+from s2m3.cli.bench import wire as wire_command
 from tests.patience import PATIENCE_S
 
 
@@ -47,10 +48,15 @@ def test_it_holds_when_each_hop_and_the_requests_do(
     request_s: float,
     holds: bool,  # noqa: FBT001 - a parameter
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    class Agents:
-        def __init__(self, url: str) -> None:
+    class Asked:
+        def __init__(self, seconds: float) -> None:
+            self.seconds = seconds
+
+        def __call__(self, url: str, *_: object) -> Self:
             assert url.startswith("mqtt://")
+            return self
 
         def __enter__(self) -> Self:
             return self
@@ -59,7 +65,7 @@ def test_it_holds_when_each_hop_and_the_requests_do(
             pass
 
         def ask(self) -> float:
-            return request_s
+            return self.seconds
 
     def hops(_: str, kind: str) -> Any:
         return nullcontext(Hops(1.0 if kind == "paho" else agents_s))
@@ -74,12 +80,20 @@ def test_it_holds_when_each_hop_and_the_requests_do(
             pass
 
     monkeypatch.setattr(measure, "Hops", hops)
-    monkeypatch.setattr(measure, "Agents", Agents)
+    monkeypatch.setattr(measure, "Agents", Asked(request_s))
+    monkeypatch.setattr(measure, "Relays", Asked(3.5))
     monkeypatch.setattr(measure, "MosquittoBroker", Broker)
     monkeypatch.setattr(measure, "_version", lambda _: "1")
     found = measure.measure(brokers=("mosquitto",), sizes=(2048, 5_000_000), rounds=2, hops=10, progress=lambda _: None)
     assert found["ok"] is holds
-    assert [row["bytes"] for row in found["brokers"]["mosquitto"]["hops"]] == [2048, 5_000_000]
+    at = found["brokers"]["mosquitto"]
+    assert [row["bytes"] for row in at["hops"]] == [2048, 5_000_000]
+    request = at["request"]
+    assert (request["floor_hops"], request["floor_ratios"], request["floor_s"]["p50"]) == (3.5, [3.5, 3.5], 3.5)
+    assert (request["hops"], request["ratios"]) == (request_s, [request_s] * 2)
+    wire_command._show(found)
+    printed = capsys.readouterr().out
+    assert {"3.50", f"{request_s:.2f}", f"{agents_s:.2f}"} <= set(printed.replace("│", " ").split())
 
 
 def test_paho_sends_as_many_bytes_as_an_agent() -> None:
@@ -133,3 +147,4 @@ def test_hops_and_requests_are_measured_on_a_real_broker(broker: Any) -> None:
     at = found["brokers"][broker]
     assert [row["paho_s"]["p50"] > 0 and row["agents_s"]["p50"] > 0 for row in at["hops"]] == [True, True]
     assert at["request"]["request_s"]["p50"] > 0
+    assert at["request"]["floor_s"]["p50"] > 0
