@@ -30,6 +30,7 @@ from orchestrator.events import (
     HeartbeatReceived,
     Note,
     PublishAssignment,
+    PublishRoute,
     PublishState,
     RequestPlan,
     RequestRebirth,
@@ -119,6 +120,8 @@ class HostileDevice(Reconciler):
                 assert (action.topic, action.name) == (DEVICE_ASSIGNMENT, EVIL)
             elif isinstance(action, PublishState):
                 assert [action] == announce_leadership(after), "the term as it is, once more"
+            elif isinstance(action, PublishRoute):
+                assert action.route.task in at_its_door
             else:
                 assert isinstance(action, Note | CheckDevice | RequestPlan | EndPlanning), action
         if self.is_prompt:
