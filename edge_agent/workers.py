@@ -25,7 +25,8 @@ import structlog
 
 from broker.process import return_freed_memory
 from broker.protocol.codec import RawInput
-from broker.protocol.errors import ErrorCode, RequestFailed
+from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed
+from broker.protocol.specs import ModuleKey
 from broker.protocol.tensors import Tensors, embeddings, narrowed, widened
 from edge_agent import events
 from edge_agent.config import AgentConfig
@@ -225,6 +226,14 @@ class Workers:
                     if isinstance(each.result, Output):
                         self._keep(work, each.result)
                     self._end(run, each.result, began_s, seconds, batch)
+                    if isinstance(each.result, ModuleRefused):
+                        self._fail(run.key, each.result)
+
+    def _fail(self, key: ModuleKey, error: ModuleRefused) -> None:
+        """Tell that a module can't run here any more; it must be loaded again."""
+        if reason := self._store.fail(key, error):
+            self._log.error("module_refused", module=key, error=reason)
+            self._report(events.ModuleFailed(key, reason))
 
     def _keep(self, work: Work | None, output: Output) -> None:
         try:

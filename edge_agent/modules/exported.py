@@ -72,7 +72,7 @@ def load(spec: ModuleSpec) -> Module:
         except ModuleRefused as error:
             raise ModuleRefused(f"{directory / MANIFEST}: uses.{name or '(ordinary)'}.steps: {error}") from error
         if len(export.uses) == 1:
-            run = _Use(use, partial(onnx_file.open_session, path))
+            run = _Use(use, partial(onnx_file.open_session, path, beside))
             found: Signature = run.session
         else:
             files = {use.file: use.sha256} | {each: export.files[each] for each in beside}
@@ -91,7 +91,7 @@ def _open_later(directory: Path, files: Mapping[str, str]) -> Session:
         ModuleRefused: they were, or ONNX Runtime refuses the file.
     """
     paths = [exports.checked(directory, name, sha256) for name, sha256 in files.items()]
-    return onnx_file.open_session(paths[0])
+    return onnx_file.open_session(paths[0], [each.name for each in paths[1:]])
 
 
 def _export(spec: ModuleSpec) -> tuple[Path, Export]:

@@ -157,6 +157,16 @@ class Store:
             entry = _Entry(assigned.module, assigned.spec, 0, "failed", error=reason)
             self._entries[assigned.spec.key] = entry
 
+    def fail(self, key: ModuleKey, error: Exception) -> str | None:
+        """Drop a ready module that can't run any more; returns the reason to tell, unless it is gone already."""
+        with self._changed:
+            entry = self._entries.get(key)
+            if entry is None or entry.state != "ready" or entry.leaving:
+                return None
+            entry.state, entry.error, entry.module = "failed", f"{entry.name}: {error}", None
+            self._changed.notify_all()
+            return entry.error
+
     @contextmanager
     def use(self, key: ModuleKey) -> Iterator[Module]:
         """Keep a module in memory while it is used.

@@ -12,6 +12,8 @@ Invariants:
 - Operators are those of ONNX Runtime itself (``DOMAINS``). No library of operators is ever loaded.
 - No graph is run again and again (``Loop``, ``Scan``), and functions in functions make no more than ``MAX_NODES``
   nodes: a pass ends, and so does a load. What is computed at load has at most ``MAX_FOLDED_BYTES`` each.
+- ONNX Runtime keeps data in another file mapped, instead of in memory of its own. No output is given that was computed
+  after such a file was written to.
 - ONNX Runtime gets no memory arena: it would keep the largest pass's memory (``open_session`` has the measurements).
 """
 
@@ -19,7 +21,9 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import re
+import weakref
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -196,21 +200,54 @@ class Signature:
             raise ModuleRefused(_wrong_type(path, f"output {name}", self.strange[name], "module gives"))
 
 
+class Mapped:
+    """A file that stays mapped while a session lives. One that is renamed to its name is another file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._file = path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._file)
+        self._was = self._now()
+
+    def check(self) -> None:
+        """Raise ModuleRefused if the file was written to."""
+        if self._now() != self._was:
+            raise ModuleRefused(
+                f"{self._path} was overwritten while its module was in use: copy new files beside the old ones, and "
+                "rename them"
+            )
+
+    def _now(self) -> tuple[int, int]:
+        found = os.fstat(self._file)
+        return found.st_size, found.st_mtime_ns
+
+
 @dataclass(frozen=True)
 class Session(Signature):
     """A file in memory, ready to run."""
 
     name: str
     runs: onnxruntime.InferenceSession
+    mapped: tuple[Mapped, ...] = ()
 
     def run(self, arrays: Mapping[str, Array], outputs: tuple[str, ...]) -> dict[str, Array]:
-        """Run one forward pass: arrays to the named outputs. An array is converted to the dtype of its input."""
+        """Run one forward pass: arrays to the named outputs. An array is converted to the dtype of its input.
+
+        Raises:
+            ModuleRefused: its weights were overwritten.
+        """
         given = {name: np.ascontiguousarray(arrays[name], dtype) for name, (_, dtype) in self.inputs.items()}
-        return dict(zip(outputs, self.runs.run(list(outputs), given), strict=True))
+        self._check_mapped()  # a shorter file would end this process
+        found = self.runs.run(list(outputs), given)
+        self._check_mapped()
+        return dict(zip(outputs, found, strict=True))
+
+    def _check_mapped(self) -> None:
+        for each in self.mapped:
+            each.check()
 
 
-def open_session(path: Path) -> Session:
-    """Load a file, which was checked, with the agent's threads.
+def open_session(path: Path, beside: Collection[str] = ()) -> Session:
+    """Load a file, which was checked, with the agent's threads; ``beside`` are the files with its data.
 
     Raises:
         ModuleRefused: ONNX Runtime refuses it, or it takes arrays of a type that no request has.
@@ -219,8 +256,9 @@ def open_session(path: Path) -> Session:
     options.intra_op_num_threads, options.inter_op_num_threads = threads.count(), 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other programs need the processor, too
     options.add_session_config_entry(_FOLDED, str(MAX_FOLDED_BYTES))
+    mapped = tuple(Mapped(path.parent / name) for name in sorted(beside))
     made, found = _opened(path, options)
-    return Session(found.inputs, found.outputs, found.strange, path.name, made)
+    return Session(found.inputs, found.outputs, found.strange, path.name, made, mapped)
 
 
 def signature(path: Path) -> Signature:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from broker.protocol.errors import ErrorCode, RequestFailed, first_line
+from broker.protocol.errors import ErrorCode, ModuleRefused, RequestFailed, first_line
 from broker.protocol.tensors import Array
 from edge_agent.modules import Module, Pass
 from edge_agent.runtime.out_of_memory import is_out_of_memory
@@ -20,10 +20,13 @@ def forward(module: Module, chosen: Pass, arrays: Mapping[str, Array]) -> dict[s
     """Run one forward pass.
 
     Raises:
+        ModuleRefused: the module's files were overwritten, so it can't run here any more.
         RequestFailed: ``module_failed`` with ONNX Runtime's reason.
     """
     try:
         given = chosen.forward(module.network, **arrays)
+    except ModuleRefused:
+        raise
     except Exception as error:  # the library's errors have no base class of their own
         if is_out_of_memory(error):
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from queue import SimpleQueue
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from broker.protocol.tensors import Array
 from edge_agent import workers as workers_module
 from edge_agent.config import AgentConfig
 from edge_agent.device.pass_note import PassNote
-from edge_agent.events import Event, NodeRun, Ran, Run
+from edge_agent.events import Event, ModuleFailed, NodeRun, Ran, Run
 from edge_agent.modules import Module, Output, Pass, Prepared, Value
 from edge_agent.runtime.runner import Runner
 from edge_agent.workers import HUNG_S, Workers
@@ -84,8 +85,11 @@ class Device:
         run = Run(node, ENCODER.key, (RawInput(data),), deadline_s, payload=f"p-{number}", group=group)
         self.workers.submit(run)
 
+    def event(self) -> Event:
+        return self._events.get(timeout=PATIENCE_S)
+
     def ended(self, count: int) -> list[Ran]:
-        found = [self._events.get(timeout=PATIENCE_S) for _ in range(count)]
+        found = [self.event() for _ in range(count)]
         assert self._events.empty()
         return [each for each in found if isinstance(each, Ran)]
 
@@ -147,6 +151,22 @@ def test_a_module_that_was_unloaded_is_the_error_of_all_that_waited(device: Devi
     device.go_on.set()
     errors = {each.run.request: type(each.error) for each in device.ended(3)}
     assert errors == {"r-1": type(None), "r-2": ModuleRefused, "r-3": ModuleRefused}
+
+
+def test_a_module_that_a_pass_finds_unfit_fails_and_can_be_loaded_again(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one whose file was overwritten."""
+    monkeypatch.setattr(device, "prepare", Mock(side_effect=ModuleRefused("its file was overwritten")))
+    device.submit(1, 1)
+    ended, failed = device.event(), device.event()
+    assert isinstance(ended, Ran)
+    assert isinstance(ended.error, ModuleRefused)
+    assert isinstance(failed, ModuleFailed)
+    assert (failed.key, failed.why) == (ENCODER.key, "m/encoder: its file was overwritten")
+    held = device.store.held()[ENCODER.key]
+    assert (held.state, held.error, held.memory_bytes) == ("failed", failed.why, 0)
+    assert device.store.load(AssignedModule(module="m/encoder", spec=ENCODER)).state == "ready"
 
 
 def test_a_measurement_is_the_share_of_one_request(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:

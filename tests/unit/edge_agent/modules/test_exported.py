@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,27 @@ def test_weights_in_a_file_beside_are_read_when_export_json_names_it(models: Pat
     assert scaled() == [5.0, 10.0, 15.0]
     (directory / "weights.bin").write_bytes(bytes(len(data)))
     assert "weights.bin has the SHA-256" in refused()
+
+
+@pytest.mark.parametrize("size_bytes", [4 * WIDTH, 0])
+def test_weights_that_are_overwritten_in_their_file_give_no_output_and_renamed_ones_change_nothing(
+    models: Path, size_bytes: int
+) -> None:
+    directory = models / "small"
+    directory.mkdir()
+    weights, fresh = directory / "weights.bin", directory / "fresh"
+    weights.write_bytes(np.full((WIDTH,), 5.0, np.float32).tobytes())
+    write_export(models, with_data_at(weights.name), files={weights.name: exports.sha256_of(weights)})
+    loaded = exported.load(spec())
+    fresh.write_bytes(bytes(4 * WIDTH))
+    first, after = weights.open("r+b"), weights.stat().st_mtime_ns + 1
+    with first:
+        fresh.rename(weights)
+        assert Runner().run(loaded, ({"features": FEATURES},)).tensors["scaled"].tolist() == [[5.0, 10.0, 15.0]]
+        first.truncate(size_bytes)
+        os.utime(first.fileno(), ns=(after, after))
+    with pytest.raises(ModuleRefused, match=r"weights\.bin was overwritten while its module was in use"):
+        Runner().run(loaded, ({"features": FEATURES},))
 
 
 @pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd", "a/../../secret.bin", "./weights.bin", ""])
@@ -328,9 +349,9 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files of which sessions were opened that stay."""
     found: list[str] = []
 
-    def opened(path: Path) -> onnx_file.Session:
+    def opened(path: Path, beside: Collection[str]) -> onnx_file.Session:
         found.append(path.name)
-        return real(path)
+        return real(path, beside)
 
     real = onnx_file.open_session
     monkeypatch.setattr(onnx_file, "open_session", opened)
@@ -375,9 +396,8 @@ def test_a_file_that_was_replaced_after_the_load_is_not_opened(models: Path, ses
     file = two_uses(models)
     loaded = exported.load(spec())
     file.write_bytes(with_data_at("/etc/passwd").SerializeToString())
-    with pytest.raises(RequestFailed, match=r"other\.onnx has the SHA-256 \w+, and export\.json says") as caught:
+    with pytest.raises(ModuleRefused, match=r"other\.onnx has the SHA-256 \w+, and export\.json says"):
         Runner().run(loaded, ({"features": FEATURES},), "other")
-    assert caught.value.code == ErrorCode.MODULE_FAILED
     assert sessions == []
 
 
