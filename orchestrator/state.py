@@ -197,6 +197,7 @@ class Planning:
     kind: PlanKind
     facts: Facts
     where: Mapping[ModuleKey, DeviceId]  # both as they were when it was asked
+    asked_s: float
     until_s: float  # it counts as lost then
     ending: bool = False  # whether it must come to an end
     plan: Plan | None = None

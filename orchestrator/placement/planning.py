@@ -42,7 +42,7 @@ def request(
             return state, []
         return replace(state, planning=replace(running, ending=True)), [EndPlanning((state.epoch, running.number))]
     number = state.problems + 1
-    asked = Planning(number, kind, facts, state.placement.where, moment.now_s + PLAN_LOST_S)
+    asked = Planning(number, kind, facts, state.placement.where, moment.now_s, moment.now_s + PLAN_LOST_S)
     return replace(state, planning=asked, problems=number), [RequestPlan((state.epoch, number), problem())]
 
 
@@ -52,7 +52,7 @@ def on_event(state: State, event: Event) -> State:
     if asked is None or not isinstance(event, PlanFound) or event.ticket != (state.epoch, asked.number):
         return state
     if event.plan is None:
-        return replace(state, planning=replace(asked, until_s=asked.until_s - PLAN_LOST_S + AGAIN_S))
+        return replace(state, planning=replace(asked, until_s=asked.asked_s + AGAIN_S))
     return replace(state, planning=replace(asked, plan=event.plan))
 
 

@@ -103,10 +103,12 @@ def _reconcile(state: State, now_s: float) -> tuple[State, list[Action]]:
     for device in sorted(found.drained ^ cluster.drained):
         cluster = on_event(cluster, DrainReceived(device, drain=device in found.drained), now_s)
     change = max(state.orders.change, state.broker_change)
+    served = {task: spec for task, spec in state.served.items() if task in found.tasks}
     state = replace(
         state,
         cluster=cluster,
         tasks=found.tasks,
+        served=served if len(served) < len(state.served) else state.served,
         invalid={
             task: why
             for task, why in state.invalid.items()

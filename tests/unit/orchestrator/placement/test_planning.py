@@ -153,6 +153,15 @@ def test_a_plan_that_comes_twice_or_for_another_problem_changes_nothing() -> Non
     assert site.state == state
 
 
+def test_a_failure_of_the_planner_that_is_told_twice_changes_nothing_the_second_time() -> None:
+    site = settled(CLASSIFY, a=100)
+    failed = PlanFound(site.asked[0].ticket, None)
+    assert site.feed(failed) == []
+    state = site.state
+    assert site.feed(failed) == []
+    assert site.state == state
+
+
 def test_a_newer_problem_ends_the_running_one_and_is_asked_after_its_answer() -> None:
     site = settled(CLASSIFY, a=100, b=100)
     assert without_state(site.feed(TaskDeployed(CAPTION))) == [EndPlanning((1, 1))]

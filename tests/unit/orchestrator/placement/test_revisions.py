@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
+from broker.protocol.messages import OrchestratorState
 from broker.protocol.specs import ModuleSpec, TaskName, TaskSpec
+from broker.transport.port import LinkDown, LinkUp
 from orchestrator.events import (
     Note,
     PublishRoute,
@@ -258,6 +260,21 @@ def test_undeploying_ends_both() -> None:
     site.feed(TaskUndeployed("classify"))
     site.go_on(2)
     assert (site.roles()["active"], site.state.served) == ({}, {})
+
+
+def test_undeploying_while_the_link_is_down_ends_both() -> None:
+    site = Site(FIRST, a=200)
+    site.go_on(3)
+    site.agents["a"].slow = True
+    site.feed(TaskDeployed(SECOND))
+    site.go_on(2)
+    assert site.state.served == {"classify": FIRST}
+    before = OrchestratorState(epoch=1, online=True, session=1, change=site.state.orders.change)
+    site.feed(LinkDown("lost"))
+    site.feed(LinkUp(2))
+    site.feed(before)  # the broker has all orders, and no spec
+    site.go_on(5)
+    assert (site.state.tasks, site.roles()["active"], site.state.served) == ({}, {}, {})
 
 
 def test_a_device_for_only_this_task_may_load_its_new_revision() -> None:
