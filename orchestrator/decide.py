@@ -129,7 +129,9 @@ def _decide_aside(state: State, event: Event, now_s: float) -> tuple[State, list
         case OrchestratorState():
             after, actions = _on_leader_message(state, event, now_s)
             state = after if _is_same(state, after) else replace(after, due_s=-math.inf)
-        case events.RevisionReceived() | events.RevisionsListed() | events.RequestUnanswerable():
+        case events.RevisionReceived():
+            state, actions = restore.note_recorded(state, event), []
+        case events.RevisionsListed() | events.RequestUnanswerable():
             actions = []  # the reports and the standby's copy follow them
         case events.RouteHeard():
             state, actions = restore.restore_route(state, event)
@@ -201,10 +203,8 @@ def _announce_to_hear_again(state: State, event: Event, _: float) -> tuple[State
 
 
 def _republish_after_link_up(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
-    """Publish all again after a new link: at once in a new term; else after another leader could have been read."""
+    """Announce our term and publish all again, after the leader's topic could be read: it has the broker's number."""
     if isinstance(event, LinkUp):
-        if len(state.sessions) == 1:
-            return state, announce_leadership(state)  # no orchestrator can have led after this term before it began
         return replace(state, republish_at_s=now_s + min(READ_RETAINED_S, state.settle_s)), []
     if state.republish_at_s is None or now_s < state.republish_at_s:
         return state, []
@@ -266,13 +266,15 @@ def _hear_again(state: State, now_s: float) -> State:
     nothing can be announced; it takes ``settle_s`` then, as after a new link.
     """
     again = state.reconciled or state.reads_again
+    is_same_link = state.link is not None and state.orders.session == state.link.session
+    heard = max(state.broker_change, state.orders.confirmed if is_same_link else 0)
     return replace(
         state,
         cluster=replace(state.cluster, up_s=now_s),
         settles_at_s=math.inf if again else now_s + state.settle_s,
         reads_again=again,
         reconciled=False,
-        broker_change=state.orders.change if again else state.broker_change,
+        broker_change=state.orders.change if again else heard,
         delivered=NOTHING_DELIVERED if again else replace(NOTHING_DELIVERED, youngest=state.delivered.youngest),
         retained_routes={},
     )

@@ -108,8 +108,6 @@ class Reports:
         if isinstance(event, events.RevisionReceived):
             self._on_revision(event)
         for action in actions:
-            if isinstance(action, events.Clear) and action.topic is topics.TASK_ROUTE:
-                self._statuses.setdefault(action.name)  # an earlier leader may have published it
             if isinstance(action, events.AnswerError):
                 self._count(after, action.result.task, action.reason)
         if after.link is None:
@@ -118,7 +116,7 @@ class Reports:
         happened = [*_leader_events(event, after), *_task_events(before, after, actions), *_forgotten(actions)]
         happened += _placement_events(before, after) if before.placement is not after.placement else []
         told = [self._message(topics.ORCHESTRATOR_EVENTS, SystemEvent(at=when.at, **fields)) for fields in happened]
-        return [*self._on_devices(after, changed, when), *told]
+        return [*self._on_withdrawn(actions), *self._on_devices(after, changed, when), *told]
 
     def sweep(self, state: State, when: When) -> list[Outgoing]:
         """The reports of all other changes; the leader calls this once in each interval of its heartbeats."""
@@ -203,6 +201,8 @@ class Reports:
         return opinion._replace(why=f"{UNDELIVERED}: it has {size}, and a message there at most {limit}; {fix}")
 
     def _on_tasks(self, state: State) -> list[Outgoing]:
+        if not state.reconciled:
+            return []  # a task that is undeployed would have a status, and no later leader would know of that
         told: list[Outgoing] = []
         known = state.tasks.keys() | state.invalid.keys()
         for task in sorted(known):
@@ -221,11 +221,17 @@ class Reports:
             if self._statuses.get(task) != status:
                 self._statuses[task] = status
                 told.append(self._message(topics.TASK_STATUS, status, task=task))
-        for task in sorted(self._statuses.keys() - known):
-            del self._statuses[task]
-            self._unanswerable.pop(task, None)
-            told.append(self._cleared(topics.TASK_STATUS, task=task))
-        return told
+        return [*told, *(self._without_status(task) for task in sorted(self._statuses.keys() - known))]
+
+    def _on_withdrawn(self, actions: Iterable[events.Action]) -> list[Outgoing]:
+        """Clear the status with the route, perhaps of an earlier leader: no later one would know that it is there."""
+        clears = (action for action in actions if isinstance(action, events.Clear))
+        return [self._without_status(each.name) for each in clears if each.topic is topics.TASK_ROUTE]
+
+    def _without_status(self, task: TaskName) -> Outgoing:
+        self._statuses.pop(task, None)
+        self._unanswerable.pop(task, None)
+        return self._cleared(topics.TASK_STATUS, task=task)
 
     def _on_revision(self, event: events.RevisionReceived) -> None:
         """Note what a revision's topic has now: the broker's memory, our own message, or another client's."""

@@ -370,6 +370,7 @@ class Orchestrator:
         elif isinstance(event, port.LinkDown):
             _log.warning("link_down", link="control" if posted.control else "data", reason=event.reason)
             if posted.control:
+                self._unsent.clear()  # all is published again; what was said of this link would be wrong over the next
                 self._manager.status(f"lost the broker {self._connection.url}, and connects again")
                 return event
         return None

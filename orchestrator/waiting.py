@@ -13,6 +13,7 @@ import structlog
 
 from broker import leader_watch
 from broker.leader_watch import LEADER_INTERVAL_S, READ_RETAINED_S, LeaderWatch
+from broker.protocol.errors import BadFile
 from broker.protocol.messages import OrchestratorState
 from broker.transport import port
 from orchestrator import events
@@ -36,7 +37,7 @@ class Waiting:
     def __init__(
         self, files: LeaderFiles, stored: StoredOrders, own: frozenset[int], settle_s: float, place: Mapping[str, str]
     ) -> None:
-        self._stored, self._place = stored, place
+        self._files, self._stored, self._place = files, stored, place
         self._read_s = min(READ_RETAINED_S, settle_s)
         self._watch = LeaderWatch(own=own, stored=files.read_epoch())
         self._copy = StandbyCopy(files.read_orders(self._watch.stored), settle_s)
@@ -54,7 +55,8 @@ class Waiting:
     @property
     def due_s(self) -> float | None:
         """The time to lead if nothing else is heard before; None while the link is down."""
-        return leader_watch.take_over_at_s(self._watch, self._read_s)
+        due_s, lacks_at_s = leader_watch.take_over_at_s(self._watch, self._read_s), self._copy.lacks_at_s
+        return due_s if due_s is None or lacks_at_s is None else min(due_s, lacks_at_s)
 
     @property
     def hears_leader(self) -> bool:
@@ -69,6 +71,7 @@ class Waiting:
         """Give the leader its full time again if this process stood still since it was due to look."""
         if (now_s := time.monotonic()) > due_s + LEADER_INTERVAL_S:
             self._watch = leader_watch.reset_timer(self._watch, now_s)
+            self._copy = self._copy.excuse_leader(now_s)
 
     def on_refused(self, *, is_read_again: bool) -> None:
         """Take nothing as heard; all comes again, from now on or later."""
@@ -90,7 +93,16 @@ class Waiting:
         if after.doubted is not None and after.doubted.times == 1 and after.doubted is not before.doubted:
             _log.warning("epoch_not_plausible", epoch=after.doubted.epoch, known=max(after.stored, after.epoch))
         if after.leader not in {before.leader, None}:
+            self._store_epoch(after.epoch)
             _log.info("waiting_as_standby", epoch=after.epoch, **self._place)
+
+    def _store_epoch(self, epoch: int) -> None:
+        """Store the leader's epoch: after a restart, at a broker that lost its memory, none may lead with it again."""
+        try:
+            if epoch > self._files.read_epoch():
+                self._files.store_epoch(epoch)
+        except BadFile as error:
+            _log.error("epoch_not_stored", reason=str(error))
 
     def _update_copy(self, news: object) -> None:
         """Keep our own copy of the operators' orders: the leader and the broker may end in the same moment."""

@@ -25,7 +25,7 @@ from itertools import chain
 
 from broker.protocol.messages import FirstLoad, OrchestratorState
 from broker.protocol.specs import MAX_TASKS, MAX_TASKS_BYTES, DeviceId, Revision, TaskName, TaskSpec
-from broker.transport.port import LinkDown, LinkUp
+from broker.transport.port import RECONNECT_S, LinkDown, LinkUp
 from orchestrator.events import (
     DrainReceived,
     Order,
@@ -43,6 +43,7 @@ MAX_HEARD = MAX_TASKS + 1_000  # tasks that a standby keeps, also refused ones
 MAX_DRAINED = 10_000  # devices; more are ignored
 MAX_DIGESTS = 4_096  # of sources whose task files state none
 HEARD_REVISIONS = 8  # of one task that a standby keeps: the last ones, and what a client of the broker invents
+LACKS_AFTER_S = 2 * RECONNECT_S  # a leader whose number is lower until then doesn't have our orders: it has settled
 REMOVALS_KEPT = 1_000  # undeployed tasks, and devices put back in service: the newest
 LARGEST_CHANGE = 2**52 - 1  # that is accepted: half of all numbers stay for the changes after it
 CopiedEvent = LinkUp | LinkDown | Order | RevisionReceived | RevisionsListed | OrchestratorState
@@ -91,6 +92,7 @@ class Delivered:
     tasks: frozenset[TaskName] = frozenset()
     drains: frozenset[DeviceId] = frozenset()
     youngest: tuple[TaskName, ...] = ()  # tasks that were first deployed over this link, and not before
+    recorded: frozenset[tuple[TaskName, Revision]] = frozenset()  # by an earlier leader, and not in our copy
 
 
 NO_ORDERS = Orders()
@@ -264,6 +266,23 @@ class StandbyCopy:
     listed: Mapping[TaskName, RevisionsListed] = field(default_factory=dict)
     announced: OrchestratorState | None = None  # by the leader, and not in the copy yet
     broker_change: int = 0  # the leader's last number, heard over this link
+    leader: tuple[int, int] | None = None  # its epoch and session
+    leads_s: float = 0.0  # since when it was heard
+    leaders_change: int = 0  # its highest number
+
+    @property
+    def lacks_at_s(self) -> float | None:
+        """The time at which the leader counts as one that lacks our latest orders; None if it has them.
+
+        It came first to a broker that lost its memory, and its own copy is older than ours. So we must lead.
+        """
+        if self.leader is None or self.leaders_change >= self.orders.change:
+            return None
+        return self.leads_s + LACKS_AFTER_S
+
+    def excuse_leader(self, now_s: float) -> StandbyCopy:
+        """The copy after our own process stood still: the leader has its full time again."""
+        return replace(self, leads_s=now_s)
 
     def on_event(self, event: CopiedEvent, now_s: float) -> StandbyCopy:
         """The copy after this event. A leader's number covers all that was published before it."""
@@ -283,11 +302,15 @@ class StandbyCopy:
     def with_revisions(self, orders: Orders) -> Orders:
         """These orders with the revisions and digests that the leader tells; the same object if it has them.
 
-        Of the two lists ours is the newer one if it has the newest revision of the other.
+        Of the two lists ours is the newer one if it has the newest revision of the other. What the broker still has of
+        undeployed tasks doesn't count.
         """
         orders = with_digests(orders, self.orders.digests)
         revisions, served = dict(orders.revisions), dict(orders.served)
+        known = orders.tasks.keys() | self.orders.tasks.keys() | self.tasks.keys()
         for task, listed in self.listed.items():
+            if task not in known:
+                continue
             specs, ours = self.specs.get(task, {}), orders.revisions.get(task, ())
             heard = [specs[revision] for revision in listed.revisions if revision in specs]
             if heard:
@@ -309,18 +332,30 @@ class StandbyCopy:
                 task, spec = (event.spec.task, event.spec) if isinstance(event, TaskDeployed) else (event.task, None)
                 return replace(self, tasks=self._with_task(task, spec))
             case TaskUndeployed(task):
-                return replace(self, tasks={name: spec for name, spec in self.tasks.items() if name != task})
+                return self._without_task(task)
             case DrainReceived(device, drain):
                 may_drain = drain and (device in self.orders.drains or len(self.drained) < MAX_DRAINED)
                 return replace(self, drained=self.drained | {device} if may_drain else self.drained - {device})
             case OrchestratorState():
-                return self._on_leader(event)
+                return self._on_leader(event, now_s)
         return self
 
-    def _on_leader(self, said: OrchestratorState) -> StandbyCopy:
+    def _without_task(self, task: TaskName) -> StandbyCopy:
+        """The copy without a task, and without what was heard of its revisions: a later task of its name has none."""
+        size_bytes = self.specs_bytes - _bytes_of(self.specs.get(task, {}).values())
+        tasks = {name: spec for name, spec in self.tasks.items() if name != task}
+        specs = {name: known for name, known in self.specs.items() if name != task}
+        listed = {name: known for name, known in self.listed.items() if name != task}
+        return replace(self, tasks=tasks, specs=specs, specs_bytes=size_bytes, listed=listed)
+
+    def _on_leader(self, said: OrchestratorState, now_s: float) -> StandbyCopy:
         if said.online:
-            is_whole = 0 < said.change <= LARGEST_CHANGE and said.change >= self.orders.change
-            return replace(self, announced=said, broker_change=said.change) if is_whole else self
+            change, copy = (said.change if said.change <= LARGEST_CHANGE else 0), self
+            if self.leader != (said.epoch, said.session):
+                copy = replace(self, leader=(said.epoch, said.session), leads_s=now_s, leaders_change=0)
+            copy = replace(copy, leaders_change=max(copy.leaders_change, change))
+            is_whole = 0 < change >= self.orders.change
+            return replace(copy, announced=said, broker_change=change) if is_whole else copy
         if not self.broker_change:
             return self
         pending = self.announced and self.announced.model_copy(update={"session": said.session})
@@ -386,8 +421,15 @@ def _is_older(orders: Orders, task: TaskName, spec: TaskSpec) -> bool:
 
 
 def _is_lost(orders: Orders, task: TaskName, delivered: Delivered, tasks: Mapping[TaskName, TaskSpec]) -> bool:
-    """Whether the broker lacks a spec, or retains an earlier one of it."""
-    return task not in delivered.tasks or tasks.get(task) in orders.revisions.get(task, ())[1:]
+    """Whether the broker lacks a spec, or retains an earlier one of it.
+
+    If the task was undeployed and deployed again, that one isn't among its last revisions, but a leader recorded it.
+    """
+    if task not in delivered.tasks:
+        return True
+    retained = tasks.get(task)
+    was_recorded = retained is not None and (task, retained.revision) in delivered.recorded
+    return was_recorded or retained in orders.revisions.get(task, ())[1:]
 
 
 def _newest(

@@ -24,6 +24,7 @@ from orchestrator.events import (
     Event,
     HeartbeatReceived,
     Order,
+    RevisionReceived,
     RouteHeard,
     TaskDeployed,
 )
@@ -85,6 +86,16 @@ def note_order(state: State, order: Order) -> State:
         return replace(state, delivered=delivered)
     youngest = (*delivered.youngest, *(tasks.keys() - state.orders.tasks.keys()))
     return replace(state, delivered=replace(delivered, youngest=youngest), orders=_record(state, tasks, drained))
+
+
+def note_recorded(state: State, heard: RevisionReceived) -> State:
+    """The state with a revision noted that an earlier leader recorded, and that isn't in our copy of a task."""
+    task, spec, delivered = heard.task, heard.spec, state.delivered
+    if state.reconciled or spec is None or task not in state.orders.tasks or len(delivered.recorded) >= MAX_NOTED:
+        return state
+    if spec in state.orders.revisions.get(task, ()):
+        return state
+    return replace(state, delivered=replace(delivered, recorded=delivered.recorded | {(task, spec.revision)}))
 
 
 def _record(state: State, tasks: Mapping[TaskName, TaskSpec], drained: Collection[DeviceId]) -> orders.Orders:

@@ -52,7 +52,7 @@ from orchestrator.__main__ import main
 from orchestrator.decide import decide
 from orchestrator.events import Action, Event, HeartbeatReceived, Overslept, TaskDeployed, TaskRejected
 from orchestrator.leadership import leader_files
-from orchestrator.leadership.leader_files import LeaderFiles
+from orchestrator.leadership.leader_files import LeaderFiles, StoredOrders
 from orchestrator.leadership.orders import Orders
 from orchestrator.service import Orchestrator
 from orchestrator.state import Pace, State
@@ -669,6 +669,69 @@ def test_orders_outlive_the_ends_of_broker_leader_and_disk_by_the_standbys_copy(
         assert memory.hear(topics.DEVICE_DRAIN, lambda said: said.drain)
         memory.stop(spare)
     memory.stop(first)
+
+
+def test_a_spare_leads_again_if_the_leader_that_came_first_to_a_broker_without_memory_lacks_its_orders(
+    memory: World, memory_broker: MemoryBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.leadership.orders.LACKS_AFTER_S", 0.3)
+    memory.deploy()
+    stale = memory.lead()
+    memory.hear_route(lambda route: route.unavailable is not None)
+    memory.stop(stale)
+    stale_folder, memory.folder = memory.folder, tmp_path / "newer"
+    newer = memory.lead()
+    memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online and said.epoch == 2)
+    memory.say(topics.TASK_SPEC, b"", task="classify")
+    memory.deploy(TASK.model_copy(update={"task": "second"}))
+    memory.hear_route(lambda route: route.task == "second")
+    with ExitStack() as stack:
+        for name in {name for name in memory.made if name.startswith(memory.made[-1].rpartition(".")[0])}:
+            stack.enter_context(memory_broker.partitioned(name))
+        memory_broker.restart()
+        memory.heard.clear()
+        (stale_folder / "epoch").write_text("5\n", encoding="utf-8")
+        memory.folder = stale_folder
+        memory.lead()
+        memory.hear(topics.TASK_SPEC, lambda spec: spec.task == "classify")
+    memory.until(lambda: newer.resigned is not None)
+    memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online and said.epoch == 7)
+    memory.hear(topics.TASK_SPEC, lambda spec: spec.task == "second")
+    memory.hear_cleared(topics.TASK_SPEC, task="classify")
+
+
+def test_a_spare_stores_the_leaders_epoch(memory: World, tmp_path: Path) -> None:
+    memory.lead()
+    memory.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online)
+    memory.folder = tmp_path / "spare"
+    memory.lead()
+    memory.until((memory.folder / "epoch").exists)
+    assert (memory.folder / "epoch").read_text(encoding="utf-8") == "1\n"
+
+
+def test_what_waited_for_the_disk_when_a_link_ended_is_not_said_over_the_next_one(
+    memory: World, memory_broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.deploy()
+    leader = memory.lead()
+    memory.hear_route(lambda route: route.unavailable is not None)
+    is_slow, update = threading.Event(), StoredOrders.update
+
+    def wait(stored: StoredOrders, orders: Orders, *, at_once: bool = False) -> bool:
+        return not is_slow.is_set() and update(stored, orders, at_once=at_once)
+
+    monkeypatch.setattr(StoredOrders, "update", wait)
+    is_slow.set()
+    memory.deploy(TASK.model_copy(update={"task": "second"}))
+    memory.until(lambda: "second" in (leader._state.tasks if leader._state else ()))
+    memory.heard.clear()
+    memory_broker.restart()
+    memory.until(lambda: leader._state is not None and leader._state.link is not None and not leader._state.settled)
+    is_slow.clear()
+    memory.hear(topics.TASK_SPEC, lambda spec: spec.task == "second")
+    topic = topics.ORCHESTRATOR_STATE.at(memory.prefix)
+    said = [decode(OrchestratorState, each.payload) for each in memory.heard.deliveries if each.topic == topic]
+    assert said[0].change == 0, "the broker that lost its memory has no number"
 
 
 REPORTED_S = 0.2  # a task's status and revisions are published with the leader's heartbeats

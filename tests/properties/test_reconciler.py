@@ -53,6 +53,7 @@ from orchestrator.events import (
     PublishSpec,
     PublishState,
     RequestPlan,
+    RequestRebirth,
     RetainedRouteReceived,
     TaskDeployed,
     TaskRejected,
@@ -184,6 +185,16 @@ class Reconciler(RuleBasedStateMachine):
             assert again == self.state
         if self.is_prompt:
             self.the_plan_arrives()
+        for action in actions:
+            if isinstance(action, RequestRebirth):
+                self._is_born_again(action.device)
+
+    def _is_born_again(self, device: str) -> None:
+        """A device that was forgotten while it was silent lives on, and is asked for its birth."""
+        agent = self.agents[device]
+        if agent.up and agent.birth is not None:
+            self.births[device] = DeviceStateReceived(device, agent.birth)
+            self.say(self.births[device])
 
     def _is_of_forgotten(self, action: Action) -> bool:
         """Whether an action clears what the broker may have of a forgotten device again: it may have come since."""

@@ -47,6 +47,7 @@ from orchestrator.events import (
     RequestReceived,
     Resign,
     RetainedRouteReceived,
+    RevisionReceived,
     RouteHeard,
     TaskDeployed,
     TaskRejected,
@@ -165,6 +166,8 @@ def test_nothing_is_placed_before_the_retained_messages_had_time_to_arrive() -> 
     site = Site()
     site.born("a")
     assert said(site.feed(TaskDeployed(CLASSIFY))) == []
+    site.now_s = READ_RETAINED_S
+    assert said(site.feed(Tick())) == [announcement(site, change=0)]
     assert next_deadline_s(site.state) == 1.5
     assert len(all_of(site.settle(), PublishAssignment)) == 1
 
@@ -175,6 +178,8 @@ def test_routes_come_before_assignments_and_carry_the_same_generation() -> None:
     site.born("b", 100)
     site.feed(TaskDeployed(CLASSIFY))
     site.feed(TaskDeployed(CAPTION))
+    site.now_s = READ_RETAINED_S
+    site.feed(Tick())
     actions = said(site.settle())
     kinds = [type(action) for action in actions]
     assert kinds == [PublishState, PublishRoute, PublishRoute, PublishAssignment, PublishAssignment]
@@ -592,7 +597,7 @@ def test_an_orchestrator_that_comes_up_with_the_broker_waits_for_the_devices_tha
         )
     )
     site.born("a", 100)
-    assert said(site.settle()) == []
+    assert said(site.settle()) == [announcement(site, change=0)]
     assert site.state.settles_at_s == RECONNECT_S
     site.now_s = 4.0
     site.heartbeat("a")
@@ -611,12 +616,13 @@ def test_an_orchestrator_that_comes_up_with_the_broker_waits_for_the_devices_tha
 def test_a_higher_epoch_makes_it_resign_and_its_own_echo_does_not() -> None:
     site = Site(epoch=3)
     assert all_of(site.feed(OrchestratorState(epoch=4, online=True, session=8)), Resign)
+    site.settle()
     assert site.feed(OrchestratorState(epoch=3, online=True, session=1)) == []
 
 
-def announcement(site: Site) -> PublishState:
+def announcement(site: Site, *, change: int | None = None) -> PublishState:
     assert site.state.link is not None
-    change, session = site.state.orders.change, site.state.link.session
+    change, session = site.state.orders.change if change is None else change, site.state.link.session
     return PublishState(OrchestratorState(epoch=site.state.epoch, online=True, session=session, change=change))
 
 
@@ -1355,3 +1361,46 @@ def test_what_was_refused_while_the_orchestrator_settles_is_not_taken_for_remove
         site.feed(TaskDeployed(spec, retained=True))
     assert cleared(site.settle(), TASK_ROUTE) == []
     assert site.state.tasks.keys() == {"classify", "caption"}
+
+
+def test_an_order_that_came_over_this_link_was_removed_if_it_does_not_come_again_after_a_refusal() -> None:
+    site = serving(CLASSIFY, a=200)
+    retained = announcement(site).message
+    site.feed(LinkDown("lost"))
+    site.feed(LinkUp(2))
+    site.feed(retained)
+    site.feed(TaskDeployed(CLASSIFY, retained=True))
+    site.feed(TaskDeployed(CAPTION))
+    site.feed(MessagesRefused())  # with them its undeployment
+    site.feed(TaskDeployed(CLASSIFY, retained=True))
+    assert not all_of(site.settle(), PublishSpec), "the broker lost nothing"
+    assert site.state.tasks.keys() == {"classify"}
+
+
+# --- the broker's number, and what it retains ---
+
+
+def test_a_new_term_is_not_announced_before_the_brokers_number_is_read() -> None:
+    site = serving(CLASSIFY, a=200)
+    number = site.state.orders.change
+    later = Site(epoch=2)
+    later.state = initial(epoch=2, settle_s=1.5, orders=site.state.orders)
+    assert said(later.feed(LinkUp(2))) == [], "it would overwrite the number, and this leader may end before it settles"
+    assert said(later.feed(announcement(site).message)) == [announcement(later, change=number)]
+
+
+def test_an_older_spec_that_a_leader_recorded_is_no_new_order() -> None:
+    site = serving(CLASSIFY, a=200)
+    older, saved = CLASSIFY.model_copy(update={"weight": 2.0}), announcement(site).message
+    site.feed(TaskUndeployed("classify"))
+    site.feed(TaskDeployed(CLASSIFY))
+    for recorded in (True, False):
+        site.feed(LinkDown("the broker crashed"))
+        site.feed(LinkUp(2))
+        site.feed(saved)
+        site.feed(TaskDeployed(older, retained=True))
+        if recorded:
+            site.feed(RevisionReceived("classify", older.revision, older))
+        restored = all_of(site.settle(), PublishSpec)
+        assert restored == ([PublishSpec(CLASSIFY)] if recorded else [])
+        assert site.state.tasks["classify"] == (CLASSIFY if recorded else older)

@@ -454,13 +454,25 @@ def test_requests_of_a_task_whose_spec_is_wrong_are_counted_too() -> None:
     assert site.status().unanswerable == {"unavailable": 1}
 
 
-def test_an_undeployed_task_loses_its_status() -> None:
+def test_an_undeployed_task_loses_its_status_with_its_route() -> None:
     site = Site()
     site.deploy()
     site.pass_s(1)
     site.feed(TaskUndeployed("classify"))
-    site.pass_s(1)
     assert site.told[-1] == Outgoing(topics.TASK_STATUS.at(PREFIX, task="classify"), b"", qos=1, retain=True)
+
+
+def test_no_task_has_a_status_before_the_orders_are_reconciled_with_the_broker() -> None:
+    site = Site()
+    site.deploy()
+    site.feed(LinkDown("gone"))
+    site.feed(LinkUp(2))
+    del site.told[:]
+    site.pass_s(1)
+    topic = topics.TASK_STATUS.at(PREFIX, task="classify")
+    assert topic not in {each.topic for each in site.told}
+    site.pass_s(1)
+    assert topic in {each.topic for each in site.told}
 
 
 def test_a_new_link_gets_all_standings_and_statuses_again_and_no_event_of_them() -> None:

@@ -18,7 +18,15 @@ from orchestrator.events import (
     TaskRejected,
     TaskUndeployed,
 )
-from orchestrator.leadership.orders import NO_ORDERS, Orders, StandbyCopy, change_of, confirm, record
+from orchestrator.leadership.orders import (
+    LACKS_AFTER_S,
+    NO_ORDERS,
+    Orders,
+    StandbyCopy,
+    change_of,
+    confirm,
+    record,
+)
 from tests.builders import chain, module
 
 SPECS = [chain("classify", module("vision"), weight=float(weight)) for weight in range(1, 9)]
@@ -59,10 +67,25 @@ def test_a_copy_has_the_revisions_of_the_leader_and_its_own(
     deployed: list[int], listed: list[int], after: list[int]
 ) -> None:
     before = StandbyCopy(own(*deployed), settle_s=1.0).on_event(LinkUp(1), 0.0)
-    copy = heard(before, *listed)
+    copy = heard(before.on_event(TaskDeployed(SPECS[(listed or after)[0]]), 1.0), *listed)
     assert numbers(copy.orders.revisions.get("classify", ())) == after
     assert numbers(copy.with_revisions(NO_ORDERS).revisions.get("classify", ())) == listed
     assert copy.on_event(LEADS, 3.0).orders is copy.orders, "a new copy would be stored again"
+
+
+def test_a_task_that_was_undeployed_has_none_of_its_revisions_when_it_is_deployed_again() -> None:
+    copy = StandbyCopy(own(0, 1), settle_s=1.0).on_event(LinkUp(1), 0.0).on_event(TaskDeployed(SPECS[1]), 0.5)
+    copy = heard(copy, 1, 0).on_event(TaskUndeployed("classify"), 2.5)
+    copy = copy.on_event(LEADS.model_copy(update={"change": 1100}), 2.6)
+    assert not copy.orders.revisions
+    copy = copy.on_event(TaskDeployed(SPECS[2]), 2.7).on_event(LEADS.model_copy(update={"change": 1101}), 2.8)
+    assert numbers(copy.orders.revisions["classify"]) == [2]
+    assert copy.specs_bytes == 0
+
+
+def test_what_the_broker_still_has_of_an_undeployed_tasks_revisions_is_no_part_of_the_copy() -> None:
+    copy = heard(StandbyCopy(NO_ORDERS, settle_s=1.0).on_event(LinkUp(1), 0.0), 1, 0)
+    assert not copy.orders.revisions
 
 
 def test_a_revision_that_was_cleared_or_is_not_listed_does_not_count() -> None:
@@ -146,3 +169,16 @@ def test_the_served_revision_stays_among_the_last_ones_however_many_are_deployed
         orders = record(orders, {"classify": spec}, (), epoch=1, session=None)
     kept = numbers(orders.revisions["classify"])
     assert (len(kept), kept[-1]) == (5, 0)
+
+
+def test_a_leader_whose_number_stays_lower_than_that_of_the_copy_lacks_orders() -> None:
+    ours = own(0, 1)
+    copy = StandbyCopy(ours, settle_s=1.5).on_event(LinkUp(1), 10.0)
+    assert copy.lacks_at_s is None, "no leader was heard"
+    copy = copy.on_event(said(7), 11.0).on_event(said(7, ours.change - 1), 12.0).on_event(said(7), 13.0)
+    assert copy.lacks_at_s == 11.0 + LACKS_AFTER_S
+    assert copy.on_event(said(8), 20.0).lacks_at_s == 20.0 + LACKS_AFTER_S, "it has the time to settle after each link"
+    assert copy.excuse_leader(30.0).lacks_at_s == 30.0 + LACKS_AFTER_S
+    assert copy.on_event(said(7, ours.change), 20.0).on_event(said(7), 21.0).lacks_at_s is None
+    assert copy.on_event(LinkUp(2), 20.0).lacks_at_s is None
+    assert StandbyCopy(NO_ORDERS, settle_s=1.5).on_event(LinkUp(1), 0.0).on_event(said(7), 1.0).lacks_at_s is None
