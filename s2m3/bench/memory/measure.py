@@ -32,7 +32,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.modules.weights.hub import DIRECTORY_VARIABLE
 from s2m3.bench import machine, weights
 from s2m3.bench.memory import counts
-from s2m3.bench.memory.processes import NOTHING, Memory, memory_of
+from s2m3.bench.memory.processes import NOTHING, Memory, memory_of, memory_with_children
 from s2m3.bench.memory.unsplit import ANSWERED, EMPTY, IMPORTED, LOADED, TORCH, TRANSFORMERS
 from s2m3.bench.requests import requests
 from s2m3.testbed.engines import Engine, exported, is_same
@@ -65,7 +65,7 @@ class Process:
 
     holds: list[str]  # the modules or tasks of its weights
     weights_bytes: int  # exact
-    memory: dict[str, Memory]  # by stage
+    memory: dict[str, Memory]  # by stage; with its own child processes
 
 
 Processes = dict[str, Process]
@@ -178,7 +178,7 @@ def measure_footprints(
         site.serve(list(chosen.values()), SERVE_S)
         for name, task in chosen.items():
             _ask(site.client, task, name)
-        memory = memory_of(site.pid(config.id))
+        memory = memory_with_children(site.pid(config.id))
         site.observer.look()
         held = site.observer.heartbeats[config.id].modules
     sizes = _sizes(chosen)
@@ -211,13 +211,13 @@ def measure_split(
         site.serve([], SERVE_S)
         pids = {"broker (mosquitto)": broker.pid, "orchestrator": site.pid("orchestrator")}
         pids |= {device: site.pid(device) for device in site.devices}
-        memory = {name: {IDLE: memory_of(pid)} for name, pid in pids.items()}
+        memory = {name: {IDLE: memory_with_children(pid)} for name, pid in pids.items()}
         site.serve(list(chosen.values()), SERVE_S)
         for name, pid in pids.items():
-            memory[name][LOADED] = memory_of(pid)
+            memory[name][LOADED] = memory_with_children(pid)
         answers = {name: _ask(site.client, task, name) for name, task in chosen.items()}
         for name, pid in pids.items():
-            memory[name][ANSWERED] = memory_of(pid)
+            memory[name][ANSWERED] = memory_with_children(pid)
         site.observer.look()
         held = {device: heartbeat.modules for device, heartbeat in site.observer.heartbeats.items()}
     sizes, processes = _sizes(chosen), {}

@@ -14,6 +14,7 @@ Owns the fields and their meaning:
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
@@ -63,6 +64,31 @@ def memory_of(pid: int, proc: Path = Path("/proc")) -> Memory:
             problem=f"its memory can't be read ({error})",
             fix="measure on Linux 4.14 or newer, as the user who runs the process",
         ) from error
+
+
+def memory_with_children(pid: int, proc: Path = Path("/proc")) -> Memory:
+    """A process's memory now, with all processes that it and they started, such as an orchestrator's planner.
+
+    Raises:
+        BadFile: as ``memory_of``.
+    """
+    memory = memory_of(pid, proc)
+    for child in _children(pid, proc):
+        with suppress(BadFile):  # it has ended since
+            memory += memory_with_children(child, proc)
+    return memory
+
+
+def _children(pid: int, proc: Path) -> list[int]:
+    found = []
+    for status in proc.glob("[0-9]*/status"):
+        with suppress(OSError):  # that process has ended
+            parents = (
+                line.split()[1] for line in status.read_text(errors="replace").splitlines() if line[:5] == "PPid:"
+            )
+            if next(parents, None) == str(pid):
+                found.append(int(status.parent.name))
+    return found
 
 
 def _kibibytes(text: str) -> dict[str, int]:

@@ -18,7 +18,7 @@ from broker.protocol.specs import TaskSpec
 from edge_agent import catalog
 from s2m3.bench.memory import counts, measure, processes
 from s2m3.bench.memory.measure import Process
-from s2m3.bench.memory.processes import Memory, memory_of
+from s2m3.bench.memory.processes import Memory, memory_of, memory_with_children
 from s2m3.bench.requests import requests
 from s2m3.catalogue import load_task
 from s2m3.cli.bench.memory import fits_gateway
@@ -187,6 +187,20 @@ def test_a_process_memory_is_read_from_the_kernels_files(tmp_path: Path) -> None
     assert asdict(memory_of(7, tmp_path)) == {name: 1024 * value for name, value in asdict(expected).items()}
     with pytest.raises(BadFile, match=r"/8: its memory can't be read"):
         memory_of(8, tmp_path)
+
+
+def test_a_process_is_counted_with_all_that_it_started(tmp_path: Path) -> None:
+    for pid, parent in ((7, 1), (8, 7), (9, 8), (10, 1)):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "status").write_text(f"Name:\tone\nPPid:\t{parent}\nVmHWM:\t{pid} kB\n")
+        (tmp_path / str(pid) / "smaps_rollup").write_text(
+            "Rss: 5 kB\nPss: 4 kB\nPrivate_Clean: 1 kB\nPrivate_Dirty: 2 kB\nAnonymous: 3 kB\n"
+        )
+    found = memory_with_children(7, tmp_path)
+    assert found == sum((memory_of(pid, tmp_path) for pid in (8, 9)), memory_of(7, tmp_path))
+    assert found.peak_rss_bytes == 1024 * (7 + 8 + 9)
+    (tmp_path / "9" / "smaps_rollup").unlink()  # it has ended meanwhile
+    assert memory_with_children(7, tmp_path).peak_rss_bytes == 1024 * (7 + 8)
 
 
 def test_memory_that_a_process_allocates_is_measured() -> None:
