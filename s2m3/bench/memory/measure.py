@@ -118,23 +118,14 @@ def measure(
         "empty": {stage: asdict(memory) for stage, memory in empty.items()},
         "split": {name: asdict(process) for name, process in split.items()},
         "unsplit": {name: asdict(process) for name, process in unsplit.items()},
-        "total": totals(split, unsplit, empty[TRANSFORMERS] if engine == "torch" else None),
+        "total": totals(split, unsplit),
         "answers_equal": {name: is_same(engine, answers[name], expected[name]) for name in chosen},
     }
 
 
-def totals(split: Processes, unsplit: Processes, empty: Memory | None) -> dict[str, Any]:
-    """Sums over each side's processes after every task answered, and what the split side saves.
-
-    The last two figures, and only these, subtract an empty process for each process with weights. Without one, because
-    the sides have different engines, they are null.
-    """
-    agents = [process for process in split.values() if process.holds]
+def totals(split: Processes, unsplit: Processes) -> dict[str, Any]:
+    """Sums over each side's processes after every task answered, and what the split side saves."""
     whole, parts = _sum(unsplit.values()), _sum(split.values())
-    above = {"unsplit": whole.uss_bytes, "split": _sum(agents).uss_bytes}
-    if empty is not None:
-        above["unsplit"] -= len(unsplit) * empty.uss_bytes
-        above["split"] -= len(agents) * empty.uss_bytes
     return {
         "unsplit": asdict(whole),
         "split": asdict(parts),
@@ -145,10 +136,6 @@ def totals(split: Processes, unsplit: Processes, empty: Memory | None) -> dict[s
             "unsplit": max(process.memory[ANSWERED].uss_bytes for process in unsplit.values()),
             "split": max(process.memory[ANSWERED].uss_bytes for process in split.values()),
         },
-        "uss_above_empty_bytes": above if empty is not None else None,
-        "uss_above_empty_saved_percent": counts.saved_percent(above["unsplit"], above["split"])
-        if empty is not None
-        else None,
     }
 
 

@@ -127,11 +127,6 @@ def _print_measured(printed: Console, measured: dict[str, Any]) -> None:
     total = measured["total"]
     saved = ", ".join(f"{name.removesuffix('_bytes')} {value} %" for name, value in total["saved_percent"].items())
     print(f"saved: {saved}; exact weights {measured['exact']['saved_percent']} %")
-    if (above := total["uss_above_empty_bytes"]) is not None:
-        print(
-            f"USS above as many empty processes: unsplit {mebibytes(above['unsplit'])} MiB, "
-            f"agents {mebibytes(above['split'])} MiB, saved {total['uss_above_empty_saved_percent']} %"
-        )
     one = measured["one_agent"]
     print(
         f"one {measured['engine']} agent with all modules: {show_bytes(one['rss_bytes'])} after every answer, "

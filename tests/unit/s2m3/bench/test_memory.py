@@ -235,7 +235,7 @@ def process(uss_bytes: int, *holds: str) -> Process:
     return Process([*holds], 0, {"idle": memory(10, 15), "answered": memory(uss_bytes, uss_bytes + 20)})
 
 
-def test_totals_add_every_process_and_only_one_figure_subtracts_empty_ones() -> None:
+def test_totals_add_every_process_and_subtract_nothing() -> None:
     split = {
         "broker": process(1),
         "orchestrator": process(9),
@@ -243,19 +243,11 @@ def test_totals_add_every_process_and_only_one_figure_subtracts_empty_ones() -> 
         "device-2": process(60, "b"),
     }
     unsplit = {"one": process(200, "one"), "two": process(100, "two")}
-    found: Any = measure.totals(split, unsplit, memory(30, 40))
+    found: Any = measure.totals(split, unsplit)
     assert (found["split"]["uss_bytes"], found["unsplit"]["uss_bytes"]) == (150, 300)
     assert (found["split"]["rss_bytes"], found["unsplit"]["rss_bytes"]) == (230, 340)
     assert found["saved_percent"]["uss_bytes"] == 50.0
     assert found["largest_process_uss_bytes"] == {"unsplit": 200, "split": 80}
-    assert found["uss_above_empty_bytes"] == {"unsplit": 300 - 2 * 30, "split": 140 - 2 * 30}
-    assert found["uss_above_empty_saved_percent"] == round(100 * (1 - 80 / 240), 2)
-
-
-def test_agents_of_another_engine_than_the_empty_process_are_not_compared_with_it() -> None:
-    found: Any = measure.totals({"device-1": process(80, "a")}, {"one": process(200, "one")}, None)
-    assert found["saved_percent"]["uss_bytes"] == 60.0
-    assert found["uss_above_empty_bytes"] is found["uss_above_empty_saved_percent"] is None
 
 
 def test_a_gateway_of_1_gib_is_compared_with_the_peak() -> None:
