@@ -25,7 +25,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Protocol, cast
 
@@ -35,6 +35,7 @@ from broker.protocol.codec import RawInput
 from broker.protocol.errors import ModuleRefused, first_line
 from broker.protocol.specs import ModuleSpec
 from broker.protocol.tensors import Array, Tensors
+from edge_agent.modules.weights.mapped import Mapped, noted
 
 # transformers imports torchao where it is installed, which then tells of libraries for other machines.
 for _name in ("torchao", "torch.utils._pytree"):
@@ -99,6 +100,7 @@ class Module:
     engine: str = "torch"
     dtype: str = "float32"  # of the floats that forward takes
     device: str = "cpu"  # that holds the network, in the engine's words
+    mapped: tuple[Mapped, ...] = ()  # the files that its weights are read from, when a pass needs them
 
 
 _PARTS = {
@@ -136,7 +138,9 @@ def load(spec: ModuleSpec) -> Module:
     """
     family = import_family(spec)
     try:
-        return cast("Callable[[ModuleSpec], Module]", family.load)(spec)
+        with noted() as files:
+            found = cast("Callable[[ModuleSpec], Module]", family.load)(spec)
+        return replace(found, mapped=tuple(files.values()))
     except ImportError as error:  # of a package that only some modules of the family need
         raise _lacks_package(spec, error) from error
 

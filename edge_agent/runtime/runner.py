@@ -26,6 +26,7 @@ from edge_agent.modules import Module, Output, Pass, Prepared, Value
 from edge_agent.modules.inputs.notes import gathered
 from edge_agent.modules.panics import panics_as_errors
 from edge_agent.modules.threads import limit
+from edge_agent.modules.weights.mapped import check
 from edge_agent.runtime.engines import engine
 from edge_agent.runtime.out_of_memory import is_out_of_memory, without_frames
 
@@ -153,9 +154,12 @@ class Runner:
             return without_frames(error)
 
     def _forward(self, module: Module, chosen: Pass, group: Sequence[Prepared]) -> list[Mapping[str, Array]]:
-        """The arrays of each request of one pass, in memory of their own."""
+        """The arrays of each request of one pass, in memory of their own; ``ModuleRefused`` if its files changed."""
         with panics_as_errors(), self._looking(module.device):
-            return _forward(module, chosen, group)
+            check(module.mapped)  # a shorter file would end this process
+            found = _forward(module, chosen, group)
+            check(module.mapped)
+            return found
 
     @contextmanager
     def _looking(self, device: str) -> Iterator[None]:

@@ -19,6 +19,7 @@ from broker.protocol.errors import ModuleRefused, first_line
 from edge_agent.modules.weights import precision
 from edge_agent.modules.weights.hub import Repository
 from edge_agent.modules.weights.layout import INDEX, PICKLES, SINGLE, read_object, tensor_names
+from edge_agent.modules.weights.mapped import note
 
 T = TypeVar("T")
 _WRAPPERS = {  # the prefix of each name -> how to save the model without it
@@ -119,6 +120,7 @@ class Checkpoint:
         for file, wanted in sorted(by_file.items()):
             path = self.repository.required(file)
             try:
+                note(path)
                 with safe_open(path, "pt") as opened:
                     for name in wanted:
                         found[name] = take(opened, name)

@@ -21,9 +21,7 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 import re
-import weakref
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +33,8 @@ import onnxruntime
 from broker.protocol.errors import ModuleRefused, first_line
 from broker.protocol.tensors import Array
 from edge_agent.modules import threads
+from edge_agent.modules.weights.mapped import Mapped
+from edge_agent.modules.weights.mapped import check as check_mapped
 from edge_agent.runtime.out_of_memory import is_out_of_memory
 
 SUFFIX = ".onnx"  # ONNX Runtime takes other forms of a file by their suffix
@@ -200,27 +200,6 @@ class Signature:
             raise ModuleRefused(_wrong_type(path, f"output {name}", self.strange[name], "module gives"))
 
 
-class Mapped:
-    """A file that stays mapped while a session lives. One that is renamed to its name is another file."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._file = path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self._file)
-        self._was = self._now()
-
-    def check(self) -> None:
-        """Raise ModuleRefused if the file was written to."""
-        if self._now() != self._was:
-            raise ModuleRefused(
-                f"{self._path} was overwritten while its module was in use: copy new files beside the old ones, and "
-                "rename them"
-            )
-
-    def _now(self) -> tuple[int, int]:
-        found = os.fstat(self._file)
-        return found.st_size, found.st_mtime_ns
-
-
 @dataclass(frozen=True)
 class Session(Signature):
     """A file in memory, ready to run."""
@@ -236,14 +215,10 @@ class Session(Signature):
             ModuleRefused: its weights were overwritten.
         """
         given = {name: np.ascontiguousarray(arrays[name], dtype) for name, (_, dtype) in self.inputs.items()}
-        self._check_mapped()  # a shorter file would end this process
+        check_mapped(self.mapped)  # a shorter file would end this process
         found = self.runs.run(list(outputs), given)
-        self._check_mapped()
+        check_mapped(self.mapped)
         return dict(zip(outputs, found, strict=True))
-
-    def _check_mapped(self) -> None:
-        for each in self.mapped:
-            each.check()
 
 
 def open_session(path: Path, beside: Collection[str] = ()) -> Session:

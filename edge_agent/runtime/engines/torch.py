@@ -46,7 +46,7 @@ def moved(module: Module, device: str) -> Module:
     elif isinstance(network, dict):
         for name in network:
             network[name] = network[name].to(device)
-    return replace(module, network=network, device=device)
+    return replace(module, network=network, device=device, mapped=())
 
 
 def to_numpy(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
