@@ -91,6 +91,7 @@ class PendingNode:
 
     message: NodeInputs
     deadline_s: float
+    sender: DeviceId = ""  # of its first message
     values: dict[NodeName, Value] = field(default_factory=dict)
     timings: dict[NodeName, Timing] = field(default_factory=dict)  # of nodes of the plan
     size_bytes: int = 0  # of its values
@@ -183,6 +184,8 @@ class AgentState:
     coordinated_bytes: int = 0
     pending: dict[NodeRun, PendingNode] = field(default_factory=dict)
     pending_bytes: int = 0
+    pending_of: Counter[DeviceId] = field(default_factory=Counter)  # how many of them each device sent first
+    pending_bytes_of: Counter[DeviceId] = field(default_factory=Counter)
     kept: OrderedDict[NodeRun, KeptOutput] = field(default_factory=OrderedDict)
     kept_bytes: int = 0
     sweep_at_s: float = -math.inf  # when to drop expired outputs

@@ -7,11 +7,14 @@ Invariants:
 - A node of a request is computed at most once at a time here, whatever attempts and duplicates arrive.
 - The values of one (request, node) are the same in every attempt: modules are pure functions of their inputs.
 - Inputs under a plan older than this device's assignment are refused, never run.
+- Another device may have as many nodes and bytes waiting here as are left free: one that never sends the rest, with the
+  longest deadline, leaves half of the room to the others.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 from broker.protocol.errors import ErrorCode, LocalProtocolError, ModuleRefused, RequestFailed
 from broker.protocol.messages import Envelope, ErrorBody, NodeDone, NodeFailed, NodeInputs, Permit, Result, Timing
@@ -50,10 +53,12 @@ def on_inputs(state: AgentState, event: Received, message: NodeInputs, now_s: fl
     run = NodeRun(message.request, message.node, message.plan.work)
     if (kept := state.kept.get(run)) and now_s < kept.deadline_s:
         return _forward(state, message, kept, now_s, now_s + message.deadline_s, is_kept=True)
-    if run not in state.pending and (refusal := _overload(state, message, planned.key, now_s)):
+    if run not in state.pending and (refusal := _overload(state, event.sender, message, planned.key, now_s)):
         state.dropped["overloaded"] += 1
         return [_failed(message, refusal, now_s)]
-    pending = state.pending.setdefault(run, PendingNode(message, now_s + message.deadline_s))
+    if (pending := state.pending.get(run)) is None:
+        pending = state.pending[run] = PendingNode(message, now_s + message.deadline_s, event.sender)
+        state.pending_of[event.sender] += 1
     if message.attempt >= pending.message.attempt:
         pending.message = message
     if refusal := _store(state, pending, event, message):
@@ -191,9 +196,12 @@ def _may_send(state: AgentState, sender: DeviceId, message: NodeInputs) -> bool:
     return sender in able and may_reply_to(state.prefix, message.reply_to)
 
 
-def _overload(state: AgentState, message: NodeInputs, key: ModuleKey, now_s: float) -> RequestFailed | None:
+def _overload(
+    state: AgentState, sender: DeviceId, message: NodeInputs, key: ModuleKey, now_s: float
+) -> RequestFailed | None:
     """The refusal of a new node: too many nodes are pending, or it can't be computed in time."""
-    if len(state.pending) >= MAX_PENDING:
+    free = MAX_PENDING - len(state.pending)
+    if free <= _counted(state, sender, state.pending_of):
         return _too_many(state)
     compute_s = state.measured_s.get(key, 0.0)
     deadline_s = now_s + message.deadline_s
@@ -206,6 +214,21 @@ def _overload(state: AgentState, message: NodeInputs, key: ModuleKey, now_s: flo
     return RequestFailed(ErrorCode.OVERLOADED, text, retry_after_s=wait_s + compute_s - message.deadline_s)
 
 
+def _counted(state: AgentState, sender: DeviceId, held: Counter[DeviceId]) -> int:
+    """The part of these that must not exceed what is left free: all of another device's, nothing of our own."""
+    return 0 if sender == state.device else held[sender]
+
+
+def _add_bytes(state: AgentState, pending: PendingNode, size_bytes: int) -> bool:
+    """Count more bytes of a pending node, or fewer, if there is room."""
+    free = MAX_PENDING_BYTES - state.pending_bytes - size_bytes
+    if size_bytes > 0 and free < _counted(state, pending.sender, state.pending_bytes_of):
+        return False
+    state.pending_bytes += size_bytes
+    state.pending_bytes_of[pending.sender] += size_bytes
+    return True
+
+
 def _too_many(state: AgentState) -> RequestFailed:
     text = f"{state.device} holds too many waiting inputs; send more slowly"
     return RequestFailed(ErrorCode.OVERLOADED, text, retry_after_s=1.0)
@@ -214,9 +237,8 @@ def _too_many(state: AgentState) -> RequestFailed:
 def _store(state: AgentState, pending: PendingNode, event: Received, message: NodeInputs) -> RequestFailed | None:
     """Add the new values of a message to a node; return the refusal if it can't be done."""
     new_bytes = message_bytes_of(pending.message) - pending.message_bytes
-    if state.pending_bytes + new_bytes > MAX_PENDING_BYTES:
+    if not _add_bytes(state, pending, new_bytes):
         return _too_many(state)
-    state.pending_bytes += new_bytes
     pending.message_bytes += new_bytes
     known = pending.message.plan.nodes
     pending.timings.update({timing.node: timing for timing in message.timings if timing.node in known})
@@ -226,9 +248,8 @@ def _store(state: AgentState, pending: PendingNode, event: Received, message: No
         if need in pending.values:
             continue
         size_bytes = kept_bytes_of(value)
-        if state.pending_bytes + size_bytes > MAX_PENDING_BYTES:
+        if not _add_bytes(state, pending, size_bytes):
             return _too_many(state)
-        state.pending_bytes += size_bytes
         pending.size_bytes += size_bytes
         pending.values[need] = value
     return None

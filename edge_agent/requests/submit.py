@@ -80,5 +80,10 @@ def _submit(state: AgentState, run: NodeRun, pending: PendingNode, now_s: float,
 def drop_pending(state: AgentState, run: NodeRun) -> None:
     """Forget a node, whether it waits or is computed."""
     if pending := state.pending.pop(run, None):
-        state.pending_bytes -= pending.size_bytes + pending.message_bytes
+        size_bytes = pending.size_bytes + pending.message_bytes
+        state.pending_bytes -= size_bytes
+        state.pending_of[pending.sender] -= 1
+        state.pending_bytes_of[pending.sender] -= size_bytes
+        if not state.pending_of[pending.sender]:
+            del state.pending_of[pending.sender], state.pending_bytes_of[pending.sender]
         state.fair_queue.discard(pending.flow[0], run, client=pending.flow[1])

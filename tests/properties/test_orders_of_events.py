@@ -81,6 +81,8 @@ class Device:
         assert len({each.group for each in state.passes.values()}) <= MAX_SUBMITTED
         assert not queued or state.passes or state.alone, "idle beside work"
         assert state.pending_bytes == sum(each.size_bytes + each.message_bytes for each in state.pending.values())
+        assert state.pending_of == Counter(each.sender for each in state.pending.values())
+        assert sum(state.pending_bytes_of.values()) == state.pending_bytes
         assert state.kept_bytes == sum(each.size_bytes for each in state.kept.values())
         assert state.coordinated_bytes == sum(each.size_bytes for each in state.coordinated.values())
 

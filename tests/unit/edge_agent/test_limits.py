@@ -25,14 +25,14 @@ def state() -> AgentState:
     return agent("gw-a", ENCODER, routes=[encoder_route("encode", ("gw-b",))])
 
 
-def half_of(number: int, **fields: Any) -> NodeInputs:
+def half_of(number: int, coordinator: str = "gw-b", **fields: Any) -> NodeInputs:
     """One of two inputs of a node whose plan is large: it waits for the other."""
     return node_inputs(
         "n0",
         device="gw-a",
         request=f"r-{number}",
         plan=Plan(nodes=LARGE, output="n0"),
-        coordinator="gw-b",
+        coordinator=coordinator,
         deadline_s=80_000.0,
         **fields,
     )
@@ -42,13 +42,31 @@ def test_messages_that_wait_count_with_their_plans(state: AgentState, monkeypatc
     """They had only their arrays' bytes: 4,096 plans of 256 nodes filled the memory of a device."""
     monkeypatch.setattr(execute, "MAX_PENDING_BYTES", 10_000_000)
     actions = [decide(state, Received("gw-b", half_of(n), {"image": RawInput(b"x")}), 0.0) for n in range(40)]
-    assert 10 < len(state.pending) < 25
-    assert state.pending_bytes <= 10_000_000
+    assert 5 < len(state.pending) < 13
+    assert state.pending_bytes <= 5_000_000
     refused = only(actions[-1], Send).message
     assert isinstance(refused, NodeFailed)
     assert refused.error.code == ErrorCode.OVERLOADED
     decide(state, Tick(), 90_000.0)
     assert (state.pending, state.pending_bytes) == ({}, 0)
+
+
+@pytest.mark.parametrize(("limit", "most"), [("MAX_PENDING", 8), ("MAX_PENDING_BYTES", 4_000_000)])
+def test_a_device_that_never_sends_the_rest_leaves_half_of_the_room_to_others(
+    state: AgentState, monkeypatch: pytest.MonkeyPatch, limit: str, most: int
+) -> None:
+    monkeypatch.setattr(execute, limit, most)
+    for number in range(40):
+        decide(state, Received("gw-b", half_of(number), {"image": RawInput(b"x")}), 0.0)
+    held = len(state.pending)
+    assert 1 < held < 10
+    honest = half_of(100, coordinator="gw-c")
+    assert decide(state, Received("gw-c", honest, {"image": RawInput(b"x")}), 0.0) == []
+    assert len(state.pending) == held + 1
+    decide(state, Received("gw-a", half_of(101, coordinator="gw-a"), {"image": RawInput(b"x")}), 0.0)
+    assert len(state.pending) == held + 2
+    decide(state, Tick(), 90_000.0)
+    assert (state.pending_of, state.pending_bytes_of) == ({}, {})
 
 
 def test_only_timings_of_the_plans_nodes_are_kept(state: AgentState) -> None:
