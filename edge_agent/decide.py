@@ -35,9 +35,12 @@ from edge_agent.state import AgentState
 LEAVE_S = 1.0  # a removed front door stays in its share group so long: the new one may not have joined yet
 
 
-def decide(state: AgentState, event: events.Event, now_s: float) -> list[Action]:
-    """Apply one event and return what to do about it."""
-    actions: list[Action] = []
+def decide(state: AgentState, event: events.Event, now_s: float, actions: list[Action] | None = None) -> list[Action]:
+    """Apply one event and return what to do about it.
+
+    It is appended to ``actions``, where they are given: after an error they have what was decided before.
+    """
+    actions = [] if actions is None else actions
     waiting: deque[events.Event] = deque([event])
     while waiting:
         event = waiting.popleft()

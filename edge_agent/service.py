@@ -299,8 +299,12 @@ class Agent:
     def _handle(self, event: events.Event, now_s: float) -> None:
         if isinstance(event, events.Ran):
             self._computing.discard(event.run)
+        chosen: list[events.Action] = []
         try:
-            self._perform(decide(self._state, event, now_s))
+            try:
+                decide(self._state, event, now_s, chosen)
+            finally:  # after a bug, too: the state has changed with what was decided before
+                self._perform(chosen)
         except Exception as error:  # noqa: BLE001 - a bug that one message meets must not end the service of all others
             self._state.dropped["internal_error"] += 1
             self._log.exception("event_failed", event_kind=type(event).__name__)

@@ -48,6 +48,7 @@ from edge_agent.device.link_probe import LARGE, ROUNDS, SMALL
 from edge_agent.device.measurements import Measurements
 from edge_agent.events import LeaderAnnounced
 from edge_agent.modules import Module, Output, Value
+from edge_agent.requests import traces
 from edge_agent.restart import PassLost
 from edge_agent.runtime.runner import Runner
 from edge_agent.runtime.store import Store
@@ -498,11 +499,11 @@ def test_it_sends_no_heartbeats_while_its_data_link_is_down(start: Callable[...,
 def test_a_hung_loop_sends_no_heartbeats(start: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
     released, hung, silent = threading.Event(), threading.Event(), threading.Event()
 
-    def hang(state: Any, event: Any, now_s: float) -> Any:
+    def hang(state: Any, event: Any, now_s: float, actions: Any) -> Any:
         if event == LeaderAnnounced(OrchestratorState(epoch=9, online=True, session=1)):
             hung.set()
             released.wait(WAIT_S)
-        return decide(state, event, now_s)
+        return decide(state, event, now_s, actions)
 
     class Log:
         def bind(self, **_: object) -> Log:
@@ -562,6 +563,17 @@ def test_an_answer_that_no_code_can_write_ends_in_an_error(
     error = world.ask().error
     assert error is not None
     assert (error.code, "ZeroDivisionError" in error.message) == (ErrorCode.MODULE_FAILED, True)
+
+
+def test_what_was_decided_before_a_bug_is_done(start: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    world = start()
+    world.serve()
+    monkeypatch.setattr(traces, "trace_of", fail)
+    assert world.ask().answer == {"label": "echo"}
+    assert world.heartbeat(lambda seen: seen.dropped.get("internal_error")).in_flight == 0
 
 
 def test_an_agent_that_is_asked_to_end_does_not_restart_for_a_hung_pass(start: Callable[..., World]) -> None:
