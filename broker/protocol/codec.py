@@ -8,12 +8,12 @@ raises ``RemoteProtocolError``; an unreadable request of a sensor raises ``Reque
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from broker.protocol.errors import ErrorCode, RemoteProtocolError, RequestFailed
 from broker.protocol.json_inputs import begins_like_json_object, bytes_of, is_json_list, read_json
@@ -87,10 +87,7 @@ def encode_tensors(message: TensorMessage, tensors: Tensors) -> bytes:
 
 
 def _text_of(value: object) -> str:
-    if isinstance(value, str):
-        return value
-    is_plain = type(value) in {int, float} or value in ([], {})  # Python writes these as JSON does, and much faster
-    return repr(value) if is_plain else json.dumps(value)
+    return value if isinstance(value, str) else to_json(value).decode()
 
 
 def decode_tensors(payload: bytes) -> tuple[TensorMessage, dict[str, Array]]:

@@ -24,6 +24,7 @@ from pydantic import (
     StringConstraints,
     model_validator,
 )
+from pydantic_core import from_json
 
 from broker.protocol.engines import DEFAULT_ENGINES, MAX_ENGINES, EngineName
 from broker.protocol.errors import ErrorCode
@@ -421,14 +422,9 @@ class Result(Message):
 # --- data: safetensors documents; these are their metadata ---
 
 
-_EMPTY: Mapping[str, object] = {"[]": (), "{}": {}}
-
-
 def _from_text(value: object) -> object:
-    """Decode a compound field: metadata are strings, so it travels as JSON text. Most are empty."""
-    if not isinstance(value, str):
-        return value
-    return _EMPTY[value] if value in _EMPTY else json.loads(value)
+    """Decode a compound field: metadata are strings, so it travels as JSON text."""
+    return from_json(value, allow_inf_nan=False) if isinstance(value, str) else value
 
 
 _DIGITS = re.compile(r"[0-9]{1,16}")
@@ -451,7 +447,7 @@ def _plan_of(value: object) -> object:
 
 
 def _read_plan(text: str) -> Plan:
-    return Plan.model_validate(json.loads(text))
+    return Plan.model_validate(from_json(text, allow_inf_nan=False))
 
 
 _known_plan = lru_cache(MAX_KNOWN_PLANS)(_read_plan)
@@ -493,7 +489,7 @@ class Plan(Message):
     @cached_property
     def text(self) -> str:
         """Its JSON, as messages carry it. The requests of a task share few plans."""
-        return json.dumps(self.model_dump(mode="json", exclude_none=True))
+        return self.model_dump_json(exclude_none=True)
 
     @cached_property
     def work(self) -> str:

@@ -18,11 +18,11 @@ holds that what it refuses is refused here, and that both read the same arrays.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import JsonValue
+from pydantic_core import from_json, to_json
 
 from broker.protocol.errors import ErrorCode, LocalProtocolError, RemoteProtocolError, RequestFailed
 from broker.protocol.sizes import show_sizes
@@ -55,21 +55,6 @@ _NAMES = {dtype: name for name, dtype in _NUMPY.items()}
 _PLACES = {dtype: place for place, dtype in enumerate(_NAMES)}
 DTYPES = frozenset(_NUMPY)
 _METADATA = "__metadata__"
-_JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
-
-
-def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name stands twice in one object")
-    return found
-
-
-_READ_JSON = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_each_once)
 _LENGTH_BYTES = 8
 _ALIGNED_BYTES = 8  # the bytes of the first array begin at a multiple of it
 
@@ -157,7 +142,7 @@ def pack(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> bytes:
             dtype, shape = _NAMES.get(dtypes[name]), list(native[name].shape)
             header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
         _check_header(header)
-        text = _JSON.encode(header).encode()
+        text = to_json(header)
         text += b" " * (-len(text) % _ALIGNED_BYTES)
         _check_length(len(text))
     except (RemoteProtocolError, TypeError, ValueError) as error:
@@ -205,11 +190,8 @@ def _header_of(document: bytes) -> tuple[dict[str, Any], int]:
     if len(document) < begin:
         raise RemoteProtocolError("a safetensors document is truncated inside its header")
     try:
-        text = document[_LENGTH_BYTES:begin].decode()
-        header = _READ_JSON.decode(text)
-        if "\\u" in text:
-            _JSON.encode(header).encode()  # fails if a name is half a character
-    except (ValueError, RecursionError) as error:
+        header = from_json(document[_LENGTH_BYTES:begin], allow_inf_nan=False)
+    except ValueError as error:
         raise RemoteProtocolError("a safetensors header is not JSON") from error
     if not isinstance(header, dict):
         raise RemoteProtocolError("a safetensors header is not an object")

@@ -145,6 +145,12 @@ def _send_on_demand(pipe: Pipe, prepare: Callable[[int], Callable[[], None]]) ->
 # --- paho alone ---
 
 
+def acknowledge(client: paho.Client, *_: object) -> None:
+    """Acknowledge what was read, without the kernel's delay."""
+    if isinstance(sock := client.socket(), socket.socket):
+        acknowledge_now(sock)
+
+
 def paho_client(url: str, name: str, on_message: Callable[[Any], None], *topics: str) -> paho.Client:
     """A connected client; its thread is paho's."""
     up: SimpleQueue[None] = SimpleQueue()
@@ -162,15 +168,11 @@ def paho_client(url: str, name: str, on_message: Callable[[Any], None], *topics:
     client.on_socket_open, client.on_connect = opened, connected
     client.on_subscribe = lambda *_: up.put(None)
 
-    def acknowledge(*_: object) -> None:
-        if isinstance(sock := client.socket(), socket.socket):
-            acknowledge_now(sock)
-
     def received(_: object, __: object, message: paho.MQTTMessage) -> None:
-        acknowledge()
+        acknowledge(client)
         on_message(message.payload)
 
-    client.on_message, client.on_publish = received, acknowledge
+    client.on_message = received
     broker = parse_url(url)
     client.connect(broker.host, broker.port)
     client.loop_start()

@@ -13,7 +13,7 @@ from multiprocessing import get_context
 from queue import Empty, SimpleQueue
 from typing import Any, Self
 
-from s2m3.bench.wire.ends import LOST_S, PREFIX, HopLost, next_of, paho_client, payload_bytes
+from s2m3.bench.wire.ends import LOST_S, PREFIX, HopLost, acknowledge, next_of, paho_client, payload_bytes
 
 SENSOR, FRONT_DOOR, ENCODERS = "sensor", "gw-c", ("gw-a", "gw-b")
 
@@ -25,7 +25,9 @@ def _topic(receiver: str) -> str:
 def _connected(url: str, name: str) -> tuple[Any, SimpleQueue[bytes]]:
     """A client of paho, and the messages that arrive for it."""
     taken: SimpleQueue[bytes] = SimpleQueue()
-    return paho_client(url, f"bench-relay-{name}", taken.put, _topic(name)), taken
+    client = paho_client(url, f"bench-relay-{name}", taken.put, _topic(name))
+    client.on_publish = acknowledge  # or the embedded broker waits before it sends the next message
+    return client, taken
 
 
 def _encode(url: str, name: str, pipe: Any) -> None:  # noqa: ANN401 - a connection of multiprocessing
