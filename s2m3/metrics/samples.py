@@ -129,6 +129,18 @@ def _of_heartbeats(picture: Picture) -> Iterator[Metric]:
     yield _gauge("module_queue_length", "Nodes that wait for the module.", ("device", "module"), queues.items())
     help_text = "Messages that the agent refused since it started."
     yield _counter("messages_dropped", help_text, ("device", "reason"), dropped.items())
+    caches = {device: each.output_cache for device, each in heard.items() if each.output_cache is not None}
+    help_text = (
+        "Nodes of the device since it started: computed, or kept: the output of equal work was. None with cache: 0."
+    )
+    nodes = [
+        ((name, how), n)
+        for name, each in caches.items()
+        for how, n in (("computed", each.computed), ("kept", each.hits))
+    ]
+    yield _counter("output_cache_nodes", help_text, ("device", "outcome"), nodes)
+    used = [((name,), each.used_bytes) for name, each in caches.items()]
+    yield _gauge("output_cache_used_bytes", "Memory of the kept outputs of the device.", ("device",), used)
 
 
 def _of_happenings(picture: Picture) -> Iterator[Metric]:

@@ -134,6 +134,17 @@ def test_memory_of_modules_has_their_role_and_the_queue_is_the_heartbeats() -> N
     assert site.samples("s2m3_messages_dropped_total") == {("gw-a", "too_large"): 2}
 
 
+def test_kept_outputs_are_counted_where_a_device_keeps_any() -> None:
+    site = Site()
+    cache = {"limit_bytes": 1000, "used_bytes": 300, "outputs": 3, "hits": 7, "computed": 5}
+    for device, use in (("gw-a", cache), ("gw-b", None)):
+        site.publish(topics.DEVICE_STATE, online(), device=device)
+        site.standing(device, "online")
+        site.publish(topics.DEVICE_HEARTBEAT, heartbeat(output_cache=use), device=device)
+    assert site.samples("s2m3_output_cache_nodes_total") == {("gw-a", "computed"): 5, ("gw-a", "kept"): 7}
+    assert site.samples("s2m3_output_cache_used_bytes") == {("gw-a",): 300}
+
+
 def test_a_death_is_timed_from_the_last_heartbeat_and_by_what_told_it() -> None:
     site = Site()
     for device in ("gw-a", "gw-b", "gw-c"):
