@@ -257,7 +257,10 @@ def _opened(path: Path, options: onnxruntime.SessionOptions) -> tuple[onnxruntim
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     options.log_severity_level = 4  # its errors are raised, and its warnings are about speed
     try:
-        made = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        # Its fallback would print, and load the file once more: by the CPU again.
+        made = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        takes = [(each.name, each.type, each.shape) for each in made.get_inputs()]  # names may be no UTF-8
+        given = {each.name: each.type for each in made.get_outputs()}
     except Exception as error:  # the library's errors have no base class of their own
         if is_out_of_memory(error):
             raise
@@ -266,13 +269,12 @@ def _opened(path: Path, options: onnxruntime.SessionOptions) -> tuple[onnxruntim
             "opset and operators that this version has, or update onnxruntime"
         ) from error
     inputs: dict[str, tuple[tuple[int | None, ...], str]] = {}
-    for each in made.get_inputs():
-        if each.type not in DTYPES:
-            raise ModuleRefused(_wrong_type(path, f"input {each.name}", each.type, "request has"))
-        inputs[each.name] = tuple(n if isinstance(n, int) and n > 0 else None for n in each.shape), DTYPES[each.type]
+    for name, kind, shape in takes:
+        if kind not in DTYPES:
+            raise ModuleRefused(_wrong_type(path, f"input {name}", kind, "request has"))
+        inputs[name] = tuple(n if isinstance(n, int) and n > 0 else None for n in shape), DTYPES[kind]
     if not inputs:
         raise ModuleRefused(f"{path} takes no input, so it gives the same for each request: export it with an input")
-    given = {each.name: each.type for each in made.get_outputs()}
     if not given:
         raise ModuleRefused(f"{path} gives no output: export it with one")
     return made, Signature(inputs, tuple(given), {name: kind for name, kind in given.items() if kind not in DTYPES})

@@ -316,6 +316,18 @@ def test_a_file_without_an_input_is_refused(directory: Path, part: str) -> None:
             load(spec(part, **fields))
 
 
+@pytest.mark.parametrize("name", [b"height", b"MatMul"])
+def test_names_that_are_no_text_are_refused_and_nothing_is_printed(
+    directory: Path, name: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write(directory, ["n", 3, "height", 8], FLAT, 192)
+    file = directory / "model.onnx"
+    file.write_bytes(file.read_bytes().replace(name, b"\xf8" * len(name)))
+    with pytest.raises(ModuleRefused, match=r"model\.onnx can't be loaded by ONNX Runtime \S+ \('utf-8' codec"):
+        load(spec("encoder", prepare=PICTURE))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_file_without_an_output_is_refused(directory: Path) -> None:
     of_pictures(directory)
     made = onnx.load(directory / "model.onnx")
