@@ -16,11 +16,13 @@ from __future__ import annotations
 import os
 import re
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import structlog
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError, model_validator
 
 from broker.epochs import LARGEST_EPOCH
 from broker.protocol.errors import BadFile
@@ -55,6 +57,13 @@ class _StoredOrders(BaseModel):
     served: dict[TaskName, TaskSpec] = {}
     digests: dict[str, FirstLoad] = {}
 
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        specs = [*self.served.items(), *((task, spec) for task, last in self.revisions.items() for spec in last)]
+        if other := next(((task, spec.task) for task, spec in specs if spec.task != task), None):
+            raise ValueError(f"{other[0]} has a spec of {other[1]}")
+        return self
+
 
 class _StoredTasks(BaseModel):
     """The file of versions that stored no change numbers."""
@@ -65,6 +74,7 @@ class _StoredTasks(BaseModel):
     tasks: tuple[TaskSpec, ...]  # in the order in which they were deployed
 
 
+_SUM = re.compile(rb',"crc32":([0-9]{1,10})}$')  # of all before it; versions that stored none: no such field
 _STORED: TypeAdapter[_StoredOrders | _StoredTasks] = TypeAdapter(_StoredOrders | _StoredTasks)
 
 
@@ -111,7 +121,11 @@ class LeaderFiles:
         """The stored orders; none if the file doesn't exist, is of another site, or was damaged and is set aside."""
         file = self.folder / "tasks.json"
         try:
-            stored = _STORED.validate_json(file.read_bytes(), extra="ignore")
+            content = file.read_bytes()
+            if not _is_whole(content):
+                _set_aside(file, "it isn't as it was written; if a person changed it, rename it back without crc32")
+                return Orders()
+            stored = _STORED.validate_json(content, extra="ignore")
         except FileNotFoundError:
             return Orders()
         except OSError as error:
@@ -158,7 +172,7 @@ class LeaderFiles:
             served=dict(orders.served),
             digests=dict(orders.digests),
         )
-        _write_durably(self.folder / "tasks.json", stored.model_dump_json())
+        _write_durably(self.folder / "tasks.json", _sealed(stored.model_dump_json()))
 
 
 class StoredOrders:
@@ -193,6 +207,16 @@ class StoredOrders:
             self._written = orders
             _log.error("tasks_not_stored", reason=str(error))
         return True
+
+
+def _sealed(document: str) -> str:
+    return f'{document[:-1]},"crc32":{zlib.crc32(document.encode())}}}'
+
+
+def _is_whole(content: bytes) -> bool:
+    """Whether a file is as it was written, as far as it says."""
+    found = _SUM.search(content)
+    return found is None or zlib.crc32(content[: found.start()] + b"}") == int(found[1])
 
 
 def _set_aside(file: Path, reason: str) -> None:

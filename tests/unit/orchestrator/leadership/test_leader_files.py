@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -111,3 +112,26 @@ def test_a_damaged_file_is_set_aside_and_named(tmp_path: Path, content: bytes) -
     assert (line["event"], line["file"]) == ("damaged_file_set_aside", str(file))
     assert Path(line["kept_as"]).read_bytes() == content
     assert not file.exists()
+
+
+def test_a_file_with_any_byte_changed_is_set_aside_or_has_what_was_stored(tmp_path: Path) -> None:
+    file = tmp_path / "tasks.json"
+    files(tmp_path).store_orders(some_orders())
+    content = file.read_bytes()
+    for place in range(len(content)):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with capture_logs():
+            assert files(tmp_path).read_orders(0) == (some_orders() if file.exists() else NO_ORDERS)
+
+
+def test_a_file_without_a_sum_whose_served_spec_is_of_another_task_is_damaged(tmp_path: Path) -> None:
+    file = tmp_path / "tasks.json"
+    files(tmp_path).store_orders(replace(some_orders(), served={"classify": CLASSIFY}))
+    content = json.loads(file.read_bytes())
+    del content["crc32"]
+    file.write_text(json.dumps(content), encoding="utf-8")
+    assert files(tmp_path).read_orders(0).served == {"classify": CLASSIFY}
+    file.write_text(json.dumps(content | {"served": {"caption": CLASSIFY.model_dump(mode="json")}}), encoding="utf-8")
+    with capture_logs() as log:
+        assert files(tmp_path).read_orders(0) == NO_ORDERS
+    assert "caption has a spec of classify" in log[0]["reason"]
