@@ -130,9 +130,7 @@ def _of_heartbeats(picture: Picture) -> Iterator[Metric]:
     help_text = "Messages that the agent refused since it started."
     yield _counter("messages_dropped", help_text, ("device", "reason"), dropped.items())
     caches = {device: each.output_cache for device, each in heard.items() if each.output_cache is not None}
-    help_text = (
-        "Nodes of the device since it started: computed, or kept: the output of equal work was. None with cache: 0."
-    )
+    help_text = "Nodes since the device started: computed, or kept, which took the output of equal work."
     nodes = [
         ((name, how), n)
         for name, each in caches.items()
