@@ -14,6 +14,7 @@ from broker.files import load_spec
 from broker.process import end_at_once, log_to_stderr, stopped_by_signals
 from broker.protocol.errors import BadFile, IdInUse
 from broker.service_manager import ServiceManager
+from broker.structured_log import structlog
 from broker.transport.connect import check_files
 from broker.transport.connection import Connection
 from edge_agent.config import AgentConfig, connections
@@ -122,6 +123,9 @@ def _configured(arguments: argparse.Namespace) -> tuple[AgentConfig, tuple[Conne
     config.downloads.check_files(arguments.config)
     if config.models:
         os.environ[DIRECTORY_VARIABLE] = config.models
+    if (models := models_directory()) is not None and not models.is_dir():
+        hint = "correct models: in the agent's file, or make it, and start the agent again"
+        structlog.get_logger().warning("models_directory_is_missing", models=str(models), hint=hint)
     return config, reached
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal, cast
 
@@ -26,7 +25,9 @@ Engine = Literal["torch", "onnx"]
 
 
 def exported(tasks: Iterable[str], say: Callable[[str], object], directory: Path | None = None) -> Path:
-    """The directory with the exports of all modules of these tasks that torch runs; what is missing is written first.
+    """The directory with the exports of all modules of these tasks that torch runs.
+
+    What is missing there, or isn't as it was written, is written first.
 
     Without a ``directory`` it is that of all runs, which may be deleted.
 
@@ -36,16 +37,24 @@ def exported(tasks: Iterable[str], say: Callable[[str], object], directory: Path
     directory = directory or cache_directory("XDG_CACHE_HOME") / "exports"
     for name in tasks:
         wanted = {module.key for module in load_task(name).modules.values() if module.engine == "torch"}
-        there: set[str] = set()
-        with suppress(ModuleRefused):
-            there = {exports.read(path).key for path in exports.found_in(directory)}
-        if not wanted <= there:
+        if not wanted <= {_key_of(path) for path in exports.found_in(directory)}:
             say(f"exporting the modules of {name} to {directory} ...")
             command = [sys.executable, "-m", "s2m3", "models", "export", name, "--to", str(directory)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise SiteFailed(f"`s2m3 {' '.join(command[3:])}` failed: {done.stdout}{done.stderr}")
     return directory
+
+
+def _key_of(directory: Path) -> str | None:
+    """The module of an export; None if one of its files isn't as it was written."""
+    try:
+        found = exports.read(directory)
+        for name, sha256 in {**found.files, **{use.file: use.sha256 for use in found.uses.values()}}.items():
+            exports.checked(directory, name, sha256)
+    except ModuleRefused:
+        return None
+    return found.key
 
 
 def is_equal(engine: Engine, response: Response, wanted: Mapping[str, JsonValue]) -> bool:
