@@ -48,6 +48,16 @@ def named(texts: Sequence[str]) -> list[str]:
     return [*texts] if rest <= 0 else [*texts[:_DEVICES_NAMED], f"and {rest} more"]
 
 
+def by_reason(reasons: Mapping[str, str]) -> str:
+    """Devices with their reasons, as a phrase: equal reasons stand once, and those of few devices come first."""
+    alike: dict[str, list[str]] = {}
+    for device, why in sorted(reasons.items()):
+        alike.setdefault(why, []).append(device)
+    groups = sorted(alike.items(), key=lambda group: len(group[1]))
+    separator = ", " if len(groups) == len(reasons) else "; "
+    return separator.join(named([f"{', '.join(named(devices))}: {why}" for why, devices in groups]))
+
+
 class S2M3Error(Exception):
     """Root of all errors raised on purpose."""
 
@@ -125,14 +135,14 @@ class NoDeviceFits(S2M3Error):
         parts = [f"{device} lacks {lacking[device]}" for device in sorted(lacking)]
         if len(nearest) > _DEVICES_NAMED:
             parts.append(f"and {len(nearest) - _DEVICES_NAMED} more lack as much or more")
-        parts += named([f"{device}: {why}" for device, why in sorted(self.excluded.items())])
+        parts += [by_reason(self.excluded)] if self.excluded else []
         yields = f"; yields to {', '.join(named(self.yields_to))}" if self.yields_to else ""
         fix = "add a device, raise a memory budget, or undeploy a task"
         if self.change:
             device, more_bytes = self.change
             more = show_bytes(more_bytes, up=True)
             fix = f"with {more} more on {device} all would fit; or add a device, or undeploy a task"
-        away = ", ".join(named([f"{device}: {why}" for device, why in sorted(self.absent.items())]))
+        away = by_reason(self.absent)
         missing = ", ".join([*parts, *([away] if away else [])])
         if not parts:
             missing = f"there are no devices ({away})" if away else "there are no devices"

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from broker.message_sizes import why_too_large
+from broker.protocol.errors import by_reason
 from broker.protocol.sentences import describe
 from broker.protocol.sizes import show_sizes
 from broker.protocol.specs import (
@@ -33,7 +34,7 @@ from orchestrator.membership.deadly_loads import ENOUGH
 from orchestrator.membership.device import Device, Fitness
 from orchestrator.placement.routes import build_route
 from orchestrator.planner.copies import Bars
-from orchestrator.planner.refusals import FAILED, listed
+from orchestrator.planner.refusals import FAILED
 from orchestrator.state import State
 
 MAX_REFUSALS = 3  # one device may be odd and two may be short of memory; beyond that the module or its spec is wrong
@@ -149,7 +150,7 @@ def _refusals(state: State, task: TaskSpec, refusals: Bars) -> str | None:
         home = state.cluster.devices.get(state.placement.where.get(module.key, ""))
         if home is not None and home.fitness > Fitness.DRAINING and home.id not in by:
             continue  # it has an active copy; only further copies were refused
-        return f"{len(by)} devices refused {name}, and no other is tried now: {listed(by)}; {_RETRY}"
+        return f"{len(by)} devices refused {name}, and no other is tried now: {by_reason(by)}; {_RETRY}"
     return None
 
 

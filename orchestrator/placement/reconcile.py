@@ -111,6 +111,7 @@ def choose_spares(state: State, moment: Moment) -> tuple[State, list[Action]]:
 def spares_at_s(state: State) -> float | None:
     """The time to choose spares, if nothing changes before."""
     due = state.pace.spares and state.placement.where and state.placement.moves is None and is_calm(state)
+    due = due and state.cluster.mass_departure is None  # a plan may use devices that have just been forgotten
     return state.spares_due_s if due else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from broker.protocol.errors import NoDeviceFits, named
+from broker.protocol.errors import NoDeviceFits, by_reason
 from broker.protocol.specs import DeviceId
 
 NONE_CAN_RUN = "no device can run"  # a reason begins so if more memory would not help
@@ -23,9 +23,4 @@ def no_fit_reason(error: NoDeviceFits, absent: Mapping[DeviceId, str]) -> str:
     fix = "change one of these, and it is placed"
     if any(why.startswith(FAILED) for why in error.excluded.values()):
         fix = "remove the cause and wait, for it is tried again after a while; or correct the task's file"
-    return f"{NONE_CAN_RUN} {error.module}: {listed(error.excluded)}; {fix}"
-
-
-def listed(refusals: Mapping[DeviceId, str]) -> str:
-    """The devices that refused, each with its reason, as a phrase."""
-    return ", ".join(named([f"{device}: {why}" for device, why in sorted(refusals.items())]))
+    return f"{NONE_CAN_RUN} {error.module}: {by_reason(error.excluded)}; {fix}"

@@ -15,6 +15,7 @@ from orchestrator.events import (
     DeviceStateReceived,
     EndPlanning,
     Event,
+    ForgetReceived,
     HeartbeatReceived,
     Note,
     PlanFound,
@@ -343,3 +344,20 @@ def test_a_copy_that_reports_more_than_is_planned_for_it_lets_the_plan_stand() -
         site.answer()
     assert len(set(site.where().values())) == 1
     assert len(site.asked) <= 2
+
+
+def test_no_spares_are_chosen_while_most_devices_have_just_said_goodbye_even_if_they_are_forgotten() -> None:
+    site = settled(CLASSIFY, a=100, b=70, c=70, d=70, e=70, f=70)
+    while not isinstance(site.asked[-1].problem, SparesProblem):
+        site.answer()
+        for device in "abcdef":
+            site.heartbeat(device)
+        site.pass_time(0.5)
+    for device in "bcdef":
+        site.gone(device)
+    for device in "bcdef":
+        site.feed(ForgetReceived(device))
+    assert site.state.cluster.mass_departure is not None
+    assert site.answer() == []
+    assert site.state.planning is None
+    assert site.where() == {"vision": "a", "head": "a"}
