@@ -26,7 +26,7 @@ from broker.transport.failures import ConnectionFailed, Failure
 from broker.transport.filters import Filters
 from broker.transport.gathering import Gathering
 from broker.transport.id_takeover import TakeoverWatch
-from broker.transport.link import CLOSE_S, Link
+from broker.transport.link import CLOSE_S, TOGETHER_BYTES, Link
 from broker.transport.mqtt_client import guarded
 from broker.transport.outbox import Outbox
 from broker.transport.port import LONGEST_RETRY_S, MAX_PACKET_BYTES, Inbox, Outgoing, WillFor
@@ -91,7 +91,7 @@ class MqttTransport:
         self._wakeup: Wakeup | None = None  # wakes the network thread
         self._link: Link | None = None  # the present connection
         self._holding: int | None = None  # the thread that is in ``together``
-        self._holds = False  # whether it has published since
+        self._held_bytes = 0  # of its messages since then that nobody was asked to write
 
     # --- any thread ---
 
@@ -118,19 +118,22 @@ class MqttTransport:
         if message.packet_bytes > MOST_WRITTEN_NOW:
             self._wake()
         elif self._holding == threading.get_ident():
-            self._holds = True
+            self._held_bytes += message.packet_bytes
+            if self._held_bytes > TOGETHER_BYTES:
+                self._held_bytes = 0
+                self._write()
         else:
             self._write()
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Hold the small messages that this thread publishes meanwhile, and write them together at the end."""
+        """Hold the small messages that this thread publishes meanwhile, some 64 KiB at most; write them together."""
         self._holding = threading.get_ident()
         try:
             yield
         finally:
-            self._holding, holds, self._holds = None, self._holds, False
-            if holds:
+            self._holding, held_bytes, self._held_bytes = None, self._held_bytes, 0
+            if held_bytes:
                 self._write()
 
     def _write(self) -> None:

@@ -198,7 +198,7 @@ class Transport(Protocol):
         """
 
     def together(self) -> AbstractContextManager[None]:
-        """Hold the small messages that this thread publishes meanwhile, and write them together at the end.
+        """Hold the small messages that this thread publishes meanwhile, some 64 KiB at most, and write them together.
 
         Each write wakes the broker, whose answer wakes this process. Only one thread may do so at a time.
         """

@@ -18,6 +18,7 @@ from broker.servers.embedded import EmbeddedBroker
 from broker.transport.connection import parse_url
 from broker.transport.dial import Dialer
 from broker.transport.failures import CONNACK
+from broker.transport.link import TOGETHER_BYTES
 from broker.transport.mailbox import Mailbox
 from broker.transport.mqtt_client import MqttClient, Reason
 from broker.transport.paho import MOST_WRITTEN_NOW, MqttTransport
@@ -424,6 +425,16 @@ def test_small_messages_that_are_published_together_wake_the_broker_once(
         return flags
 
     until(lambda: publish() == [1, 1, 0])  # as soon as the network thread waits
+
+
+def test_of_many_messages_that_are_published_together_only_some_are_held(
+    broker_url: str, connect: Connect, recorder: Recorder, unique_prefix: str
+) -> None:
+    transport = connect(broker_url, unique_prefix, recorder, unique_prefix)
+    with transport.together():
+        for _ in range(3):
+            transport.publish(Outgoing(unique_prefix, bytes(TOGETHER_BYTES // 2)))
+        recorder.wait_for(Delivery, count=2)
 
 
 def test_another_threads_message_isnt_held_with_those_that_are_published_together(
