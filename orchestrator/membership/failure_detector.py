@@ -75,7 +75,8 @@ class Cluster:
     own_interval_s: float = 1.0  # between the orchestrator's own heartbeats
     devices: PersistentMap[Device] = field(default_factory=PersistentMap)
     living: int = 0  # how many devices are alive, of those that are always on
-    silent: int = 0  # how many of them are suspect, and not on probation
+    trusted: int = 0  # how many of them are not on probation
+    silent: int = 0  # how many of these are suspect
     entries: int = 0  # that are kept of all devices' births and heartbeats
     accused: Mapping[DeviceId, frozenset[DeviceId]] = field(default_factory=dict)  # by coordinator: its suspects
     examine_at_s: float = field(default=math.inf, compare=False)  # no device changes by time alone before
@@ -107,9 +108,10 @@ class Cluster:
             return self
         known = [device for name in changed if (device := self.devices.get(name)) is not None]
         living = self.living + _living(changed.values()) - _living(known)
+        trusted = self.trusted + _trusted(changed.values()) - _trusted(known)
         silent = self.silent + _silent(changed.values()) - _silent(known)
         entries = self.entries + _entries(changed.values()) - _entries(known)
-        most_silent = _are_most(silent, living)
+        most_silent = _are_most(silent, trusted)
         due_s = min(_changes_at_s(self, device, most_silent=most_silent) for device in changed.values())
         if any(device.watched and not changed[device.id].watched for device in known):
             due_s = -math.inf  # the time at which it would have been late may be the one to forget
@@ -117,6 +119,7 @@ class Cluster:
             self,
             devices=self.devices.changed(changed),
             living=living,
+            trusted=trusted,
             silent=silent,
             entries=entries,
             examine_at_s=min(self.examine_at_s, due_s),
@@ -392,17 +395,24 @@ def _entries(devices: Iterable[Device]) -> int:
     return sum(map(one_device.entries, devices))
 
 
+def _trusted(devices: Iterable[Device]) -> int:
+    return sum(map(_is_trusted, devices))
+
+
 def _silent(devices: Iterable[Device]) -> int:
-    trusted = (device for device in devices if device.always_on and not device.flaps.heartbeats_owed)
-    return sum(device.alive and device.health == "suspect" for device in trusted)
+    return sum(_is_trusted(device) and device.health == "suspect" for device in devices)
 
 
-def _are_most(silent: int, living: int) -> bool:
-    return silent >= MASS_FROM and 2 * silent > living
+def _is_trusted(device: Device) -> bool:
+    return device.alive and device.always_on and not device.flaps.heartbeats_owed
+
+
+def _are_most(silent: int, trusted: int) -> bool:
+    return silent >= MASS_FROM and 2 * silent > trusted
 
 
 def _most_are_silent(cluster: Cluster) -> bool:
-    return _are_most(cluster.silent, cluster.living)
+    return _are_most(cluster.silent, cluster.trusted)
 
 
 def _changes_at_s(cluster: Cluster, device: Device, *, most_silent: bool) -> float:

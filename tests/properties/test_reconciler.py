@@ -836,8 +836,9 @@ class Reconciler(RuleBasedStateMachine):
     def the_cluster_counts_its_devices_and_examines_them_in_time(self) -> None:
         cluster = self.state.cluster
         alive = [device for device in cluster.devices.values() if device.alive and device.always_on]
-        silent = [device for device in alive if device.health == "suspect" and not device.flaps.heartbeats_owed]
-        assert (cluster.living, cluster.silent) == (len(alive), len(silent))
+        trusted = [device for device in alive if not device.flaps.heartbeats_owed]
+        silent = [device for device in trusted if device.health == "suspect"]
+        assert (cluster.living, cluster.trusted, cluster.silent) == (len(alive), len(trusted), len(silent))
         for name, device in cluster.devices.items():
             assert all(name in cluster.accused[by] for by in device.timeout_reports.keys() - {OWN_CHECK})
         examined = on_event(replace(cluster, examine_at_s=-math.inf), Tick(), self.now_s)

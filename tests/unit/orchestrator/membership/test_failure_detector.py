@@ -388,6 +388,18 @@ def test_devices_that_never_lived_here_and_one_that_comes_and_goes_make_no_depar
     assert fleet.cluster.mass_departure is None
 
 
+def test_a_device_that_comes_and_goes_again_and_again_gives_the_silent_ones_no_more_time() -> None:
+    """With it they are half of all, without it most: each of its returns would end a mass silence."""
+    fleet = Fleet("a", "b", "c", "d", "e", "evil")
+    fleet.beating = {"d", "e", "evil"}
+    for _ in range(12):
+        fleet.die("evil")
+        fleet.go_on(0.5)
+        fleet.join("evil")
+        fleet.go_on(0.5)
+    assert fleet.alive() == {"d", "e", "evil"}
+
+
 def test_devices_on_probation_make_no_silence_a_mass_silence() -> None:
     fleet = Fleet("a", "b", "c", "evil", "evil-2")
     fleet.go_on(1)
