@@ -83,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         measured, speed=config.speed, flops_per_s=full_speed, runner=runner, loader=loader, accelerator=accelerator
     )
     store = Store(offered.memory_bytes, loader.load, calibration=calibration)
+    start_file = directory / f"{config.id}.start.json"
     note = note_of(config.id, reached[0])
     report_crashes(note)
     watchdog = Watchdog(config.heartbeat_interval_s, config.threads, note.file)
@@ -91,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
         profile=offered,
         store=store,
         runner=runner,
-        about=about(accelerator, changes_since(directory / f"{config.id}.start.json", config, models_directory())),
+        about=about(accelerator, changes_since(start_file, config, models_directory(), accelerator)),
         note=note,
         cache=cache,
         on_turn=watchdog.reset,

@@ -19,9 +19,10 @@ from broker.protocol.sizes import show_sizes
 from broker.protocol.specs import Bytes
 from broker.protocol.values import Spec
 from edge_agent.config import AgentConfig
+from edge_agent.runtime.accelerator import Accelerator
 
 MAX_FILE_BYTES = 64 * 1024
-MEASURED = "what is free"
+MEASURED, CPU = "what is free", "the CPU"
 
 log = structlog.get_logger()
 
@@ -30,17 +31,23 @@ class _Start(Spec):
     format: Literal[1] = 1
     memory: Bytes | None = None
     models: str | None = None
+    accelerator: str | None = None  # its name, empty for the CPU; None: an earlier version didn't say
 
 
-def changes_since(path: Path, config: AgentConfig, models: Path | None) -> tuple[str, ...]:
+def changes_since(
+    path: Path, config: AgentConfig, models: Path | None, accelerator: Accelerator | None = None
+) -> tuple[str, ...]:
     """The settings that are other ones than at the last start, in words; those of this start are kept for the next.
 
     Args:
         path: the file, which may not exist.
         config: the agent's file.
         models: the models directory in force. Its name is in the log only.
+        accelerator: the one in use. One that is gone ends the agent only where the file asks for it.
     """
-    before, now = _read(path), _Start(memory=config.memory, models=None if models is None else str(models))
+    directory = None if models is None else str(models)
+    on = accelerator.name if accelerator else ""
+    before, now = _read(path), _Start(memory=config.memory, models=directory, accelerator=on)
     told: dict[str, str] = {}
     if before is not None and before.memory != now.memory:
         sizes = [each for each in (now.memory, before.memory) if each is not None]
@@ -50,6 +57,8 @@ def changes_since(path: Path, config: AgentConfig, models: Path | None) -> tuple
     if before is not None and before.models != now.models:
         told["models"] = "another directory" if before.models and now.models else "none" if before.models else "is new"
         log.info("models_directory_changed", models=now.models, was=before.models)
+    if before is not None and before.accelerator not in {None, on}:
+        told["accelerator"] = f"{on or CPU}, was {before.accelerator or CPU}"
     if told:
         log.info("settings_changed", since="the last start", **told)
     if now != before:

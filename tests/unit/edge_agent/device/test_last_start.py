@@ -10,6 +10,7 @@ from broker.protocol.messages import About
 from edge_agent.config import AgentConfig
 from edge_agent.device import last_start
 from edge_agent.device.last_start import changes_since
+from edge_agent.runtime.accelerator import Accelerator
 
 
 def config(memory: str | None) -> AgentConfig:
@@ -42,6 +43,15 @@ def test_what_is_new_is_told_once(
     assert start(before) == (), "the first start changes nothing"
     assert start(now) == told
     assert start(now) == ()
+
+
+def test_an_accelerator_that_is_gone_is_told(tmp_path: Path) -> None:
+    file, card = tmp_path / "gw-a.start.json", Accelerator("cuda", "Some Card", lambda: 0, lambda: 0, lambda: "")
+    file.write_text('{"format": 1, "memory": null, "models": null}')  # by an earlier version
+    assert changes_since(file, config(None), None, card) == ()
+    assert changes_since(file, config(None), None) == ("accelerator: the CPU, was Some Card",)
+    assert changes_since(file, config(None), None) == ()
+    assert changes_since(file, config(None), None, card) == ("accelerator: Some Card, was the CPU",)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 2}', b'{"memory": -1}', b"x" * 100_000])
