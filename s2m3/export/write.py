@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,7 +70,7 @@ def export(name: str, to: Path, precision: Precision, say: Say, *, most: int | N
         if only in {None, module}
     }
     wanted = {module for (module, _), reason in reasons.items() if reason is None}
-    _check_place(to)
+    _check_place(to, wanted)
     loaded, works = Loaded(), dict[ModuleName, Work]()
     asked = {task.task: requests(task)[-(most or 0) :] for task in tasks}
     for task in tasks if wanted else ():
@@ -106,12 +106,19 @@ def why_not(spec: ModuleSpec) -> dict[str, Any] | None:
     return None
 
 
-def _check_place(to: Path) -> None:
-    """Make the directory, before anything takes long."""
+def _check_place(to: Path, modules: Collection[ModuleName]) -> None:
+    """Make the directory, before anything takes long. Only an export is replaced by the new one of its module."""
     try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadFile(file=str(to), problem=error.strerror or "can't be made", fix="name another --to") from error
+    for target in [to / exports.directory_name(module) for module in sorted(modules)]:
+        is_free = not os.path.lexists(target) or (
+            target.is_dir() and not target.is_symlink() and not any(target.iterdir())
+        )
+        if not is_free and (target.is_symlink() or not (target / exports.MANIFEST).is_file()):
+            problem = "is not an export, and the new one would take its place"
+            raise BadFile(file=str(target), problem=problem, fix="move it away, or name another --to")
 
 
 def _tasks(name: str) -> tuple[list[TaskSpec], ModuleName | None]:
