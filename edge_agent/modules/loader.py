@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from broker.cost_model import RunsModules, memory_bytes, runnable
+from broker.protocol.errors import ModuleRefused
 from broker.protocol.specs import ModuleKey, ModuleSpec
 from edge_agent import modules
 from edge_agent.modules import Module
@@ -50,6 +52,9 @@ class Loader:
             _exported()
         elif spec.family in modules.FAMILIES:
             modules.import_family(spec)
+            if spec.dtype == "int8" and spec.engine == "torch":
+                with suppress(ModuleRefused):  # it is missing: a family that needs it says so
+                    importlib.import_module("edge_agent.modules.weights.precision").torchao()
 
     def memory_bytes(self, spec: ModuleSpec) -> int:
         """The bytes that a module's weights need here: those of its export, or of its variant, or of the spec."""

