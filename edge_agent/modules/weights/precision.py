@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from broker.process import return_freed_memory
 from broker.protocol.errors import ModuleRefused
 from edge_agent.modules import lacking
 
@@ -53,11 +54,14 @@ def quantise(network: nn.Module, *, tied: Collection[str] = ()) -> None:
         ModuleRefused: torchao is missing.
     """
     quantization = torchao()
-    quantization.quantize_(
-        network,
-        quantization.Int8WeightOnlyConfig(),
-        filter_fn=lambda module, name: _is_large_linear(module) and f"{name}.weight" not in tied,
-    )
+
+    def is_chosen(module: nn.Module, name: str) -> bool:
+        if not _is_large_linear(module) or f"{name}.weight" in tied:
+            return False
+        return_freed_memory()  # of the layer before: most of it fits no other one, and would add up
+        return True
+
+    quantization.quantize_(network, quantization.Int8WeightOnlyConfig(), filter_fn=is_chosen)
 
 
 class Int8Matrices(Mapping[str, Tensor]):
