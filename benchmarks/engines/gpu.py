@@ -226,7 +226,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures."""
     on = None if arguments.device == "cpu" else chosen(arguments.device)
     began_s = time.perf_counter()
-    offered = profile(AgentConfig(id="gw-a"), compute_flops_per_s(device=on.device), accelerator=on)
+    flops_per_s = compute_flops_per_s(device=on.device if on else "cpu")
+    offered = profile(AgentConfig(id="gw-a"), flops_per_s, accelerator=on)
     name = on.name if on else platform.processor() or platform.machine()
     report: dict[str, Any] = {
         "device": name,
