@@ -28,7 +28,6 @@ from broker.protocol.reports import TaskStatus
 from broker.protocol.specs import TaskSpec
 from broker.transport.port import Delivery, Outgoing
 from orchestrator import events
-from orchestrator.membership.doubts import OWN_CHECK
 
 _CHECK = "check"  # the task, the input and the use of our own requests to devices
 
@@ -103,7 +102,10 @@ def goodbye(prefix: str, epoch: int, session: int) -> Outgoing:
 
 def control_filters(prefix: str) -> tuple[str, ...]:
     """A leader's subscriptions; the last one is for the answers to our own checks."""
-    return (*(topic.filter(prefix) for topic in CONTROL_TOPICS), topics.TENSORS.filter(prefix, receiver=OWN_CHECK))
+    return (
+        *(topic.filter(prefix) for topic in CONTROL_TOPICS),
+        topics.TENSORS.filter(prefix, receiver=topics.ORCHESTRATOR_ID),
+    )
 
 
 def standby_filters(prefix: str) -> tuple[str, ...]:
@@ -123,13 +125,13 @@ def _check_of(prefix: str, check: events.CheckDevice) -> Outgoing:
         epoch=check.fence[0],
         generation=check.fence[1],
         attempt=0,
-        coordinator=OWN_CHECK,
+        coordinator=topics.ORCHESTRATOR_ID,
         deadline_s=check.within_s,
-        reply_to=topics.RESULTS.at(prefix, client=OWN_CHECK, request=check.request),
+        reply_to=topics.RESULTS.at(prefix, client=topics.ORCHESTRATOR_ID, request=check.request),
         plan=Plan(nodes={"node": planned}, output="node"),
         content_types={_CHECK: "application/octet-stream"},
     )
-    ids = {"sender": OWN_CHECK, "receiver": check.device, "request": check.request, "node": "node"}
+    ids = {"sender": topics.ORCHESTRATOR_ID, "receiver": check.device, "request": check.request, "node": "node"}
     payload = encode_tensors(message, {f"{_CHECK}/{RAW}": np.zeros(1, dtype=np.uint8)})
     return Outgoing(topics.TENSORS.at(prefix, **ids), payload, expiry_s=math.ceil(check.within_s))
 

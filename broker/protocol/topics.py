@@ -102,6 +102,7 @@ class Topic:
         )
 
 
+ORCHESTRATOR_ID = "orchestrator"  # of orchestrators, as sender and receiver of tensors
 ORCHESTRATOR_STATE = Topic("orchestrator/state", 1, True, "orchestrator", "all", OrchestratorState, crosses="up")
 ORCHESTRATOR_HEARTBEAT = Topic("orchestrator/heartbeat", 0, False, "orchestrator", "orchestrator", OrchestratorState)
 ORCHESTRATOR_QUARANTINE = Topic("orchestrator/quarantine", 1, True, "orchestrator", "orchestrator, agent", Quarantine)

@@ -26,6 +26,7 @@ from broker.protocol.topics import (
     ALL_SITES,
     BRIDGE_STATE,
     CHECK_MESSAGES,
+    ORCHESTRATOR_ID,
     REQUESTS,
     RESULTS,
     SITES,
@@ -35,7 +36,6 @@ from broker.protocol.topics import (
     requests_filter,
 )
 
-ORCHESTRATOR_ID = "orchestrator"  # of orchestrators, as sender and receiver of tensors
 DROPPED = "$SYS/broker/publish/messages/dropped"  # an agent that refuses requests asks whether the broker dropped some
 MAX_FILTER_BYTES = 1024
 NOT_SITES = frozenset({ALL_SITES.rpartition("/")[2]})

@@ -15,7 +15,7 @@ from broker.protocol.messages import SUSPECTED_FOR_S
 from broker.protocol.specs import DeviceId
 
 SUFFICIENT_REPORTS = 2  # of different coordinators
-OWN_CHECK = "orchestrator"  # as a coordinator: the orchestrator's own check failed
+OWN_CHECK = "the orchestrator"  # as a coordinator: its own check failed; no device can have such an id
 MAX_REPORTS = 16  # kept of one device, the latest: two are sufficient
 SAME_CALL_S = 0.5  # two reports whose times differ by less are about the same call
 PROBATION_HEARTBEATS = 5  # without a gap: a box with flickering power, or short of memory, dies sooner

@@ -20,10 +20,9 @@ from broker.protocol.topics import (
     requests_filter,
     share_group_filter,
 )
-from broker.servers.access import DROPPED, ORCHESTRATOR_ID, WORDS, Account, Role, crossing, require_outside, rights_of
+from broker.servers.access import DROPPED, WORDS, Account, Role, crossing, require_outside, rights_of
 from edge_agent import wire
 from edge_agent.device import broker_drops
-from orchestrator.membership.doubts import OWN_CHECK
 from orchestrator.wire import control_filters, standby_filters
 
 P = prefix_of()
@@ -82,7 +81,6 @@ def test_an_agent_may_subscribe_to_all_that_it_reads(site: str | None) -> None:
 def test_an_orchestrator_may_subscribe_to_all_that_it_reads() -> None:
     allowed = rights_of(Account(Role.ORCHESTRATOR, "orchestrator"), P).subscribe
     assert {*control_filters(P), *standby_filters(P), requests_filter(P)} <= set(allowed)
-    assert OWN_CHECK == ORCHESTRATOR_ID
 
 
 @pytest.mark.parametrize(

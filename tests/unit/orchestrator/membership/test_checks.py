@@ -109,6 +109,14 @@ def test_the_failed_check_is_forgotten_with_the_coordinators_report() -> None:
     assert not fleet.cluster.devices["c"].timeout_reports
 
 
+def test_a_device_that_is_called_as_the_orchestrator_takes_no_evidence_away() -> None:
+    fleet = Fleet("a", "c", "orchestrator")
+    fleet.heartbeat("a", "c")
+    fleet.wait(2.0)
+    fleet.heartbeat("orchestrator")
+    assert fleet.unresponsive()
+
+
 def test_a_busy_device_has_the_time_for_what_waits_there() -> None:
     fleet = Fleet("a", "c", compute_s=2.0)
     fleet.heartbeat("a", "c")
