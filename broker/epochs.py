@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from broker.protocol.messages import MAX_EPOCH_JUMP, LeaderState
 
-LARGEST_EPOCH = 2**52 - 1  # that is accepted: half of all numbers stay for the terms after it
+LARGEST_EPOCH = 2**52 - 1  # of any plan that is accepted
+LARGEST_REPEATED = LARGEST_EPOCH // 2  # that a leader's repeated word brings: the others stay for the terms after it
 ACCEPTED_AFTER = 3  # equal messages of a leader that is online: its announcement and two heartbeats
 
 
@@ -28,7 +29,7 @@ def doubt(known: int, seen: LeaderState, before: DoubtedLeader | None) -> Doubte
     if seen.epoch <= known + MAX_EPOCH_JUMP:
         return None
     times = before.times + 1 if before and (before.epoch, before.session) == (seen.epoch, seen.session) else 1
-    if times >= ACCEPTED_AFTER and seen.online and seen.epoch <= LARGEST_EPOCH:
+    if times >= ACCEPTED_AFTER and seen.online and seen.epoch <= LARGEST_REPEATED:
         return None
     return DoubtedLeader(seen.epoch, seen.session, times)
 

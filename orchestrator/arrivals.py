@@ -41,6 +41,8 @@ class Arrivals:
         self._mailbox: Mailbox[Arrived | None] = Mailbox(max_data_bytes=MAX_WAITING_BYTES)
         self.missed = False
         """Whether control messages were refused, because too many waited, since the loop last took note."""
+        self.session: int | None = None
+        """The session of the control connection's link; None while it is down. The loop may not have read that yet."""
 
     @property
     def dropped(self) -> int:
@@ -51,6 +53,8 @@ class Arrivals:
 
     def from_control(self, event: port.LinkEvent) -> None:
         """The inbox of the control connection."""
+        if isinstance(event, port.LinkUp | port.LinkDown):
+            self.session = event.session if isinstance(event, port.LinkUp) else None
         self._put(event, control=True, certain=not isinstance(event, port.Delivery))
 
     def from_data(self, event: port.LinkEvent) -> None:

@@ -370,7 +370,6 @@ class Orchestrator:
         elif isinstance(event, port.LinkDown):
             _log.warning("link_down", link="control" if posted.control else "data", reason=event.reason)
             if posted.control:
-                self._unsent.clear()  # all is published again; what was said of this link would be wrong over the next
                 self._manager.status(f"lost the broker {self._connection.url}, and connects again")
                 return event
         return None
@@ -419,6 +418,14 @@ class Orchestrator:
                 self._unsent.add([outgoing_of(self._prefix, action)])
 
     def _flush(self) -> None:
-        """Hand over the waiting messages as far as the connection takes them; what they follow from is stored first."""
-        if self._state is None or self._stored.update(self._state.orders):
-            self._unsent.hand_over(self._control)
+        """Hand over the waiting messages as far as the connection takes them; what they follow from is stored first.
+
+        What was decided over a link that has ended is dropped: that broker may have lost its memory, and the number of
+        our orders would say that it has them all. All is published again over the next link.
+        """
+        state = self._state
+        if state is not None and state.link is None:
+            self._unsent.clear()
+        elif state is None or self._stored.update(state.orders):
+            is_over = state is not None and state.link is not None and state.link.session != self._arrivals.session
+            self._unsent.hand_over(None if is_over else self._control)

@@ -108,9 +108,9 @@ class LeaderFiles:
         except OSError as error:
             problem = error.strerror or "can't be read"
             raise BadFile(file=str(file), problem=problem, fix="name another --state-dir") from error
-        if re.fullmatch(rb"\s*[0-9]{1,16}\s*", content) and int(content) <= LARGEST_EPOCH:
+        if re.fullmatch(rb"\s*[0-9]{1,16}\s*", content) and int(content) < LARGEST_EPOCH:
             return int(content)
-        _set_aside(file, f"it holds {content[:40]!r}, and an epoch is a whole number up to {LARGEST_EPOCH}")
+        _set_aside(file, f"it holds {content[:40]!r}, and an epoch is a whole number below {LARGEST_EPOCH}")
         return 0
 
     def store_epoch(self, epoch: int) -> None:

@@ -428,8 +428,9 @@ def _is_lost(orders: Orders, task: TaskName, delivered: Delivered, tasks: Mappin
     if task not in delivered.tasks:
         return True
     retained = tasks.get(task)
-    was_recorded = retained is not None and (task, retained.revision) in delivered.recorded
-    return was_recorded or retained in orders.revisions.get(task, ())[1:]
+    if retained is None or retained == orders.tasks[task].spec:
+        return False
+    return (task, retained.revision) in delivered.recorded or retained in orders.revisions.get(task, ())
 
 
 def _newest(

@@ -505,7 +505,9 @@ def test_no_retained_state_stops_a_start_or_the_next_one(memory: World, epoch: s
         memory.say(topics.ORCHESTRATOR_STATE, said)
 
 
-@pytest.mark.parametrize("content", ["", "seven", "\0\0\0\0", "9" * 4300, str(2**53 - 1), "-3", "1.5", "ä"])
+@pytest.mark.parametrize(
+    "content", ["", "seven", "\0\0\0\0", "9" * 4300, str(2**53 - 1), str(2**52 - 1), "-3", "1.5", "ä"]
+)
 def test_a_damaged_epoch_file_is_set_aside_and_the_epoch_goes_on_from_the_broker(memory: World, content: str) -> None:
     (memory.folder / "epoch").write_text(content, encoding="utf-8")
     memory.say(topics.ORCHESTRATOR_STATE, encode(OrchestratorState(epoch=41, online=False, session=5)))
@@ -733,6 +735,29 @@ def test_what_waited_for_the_disk_when_a_link_ended_is_not_said_over_the_next_on
     topic = topics.ORCHESTRATOR_STATE.at(memory.prefix)
     said = [decode(OrchestratorState, each.payload) for each in memory.heard.deliveries if each.topic == topic]
     assert said[0].change == 0, "the broker that lost its memory has no number"
+
+
+def test_what_was_decided_over_a_link_that_has_ended_is_not_said_over_the_next_one(
+    memory: World, memory_broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resume = threading.Event()
+
+    def pauses(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
+        if isinstance(event, TaskDeployed) and event.spec.task == "second":
+            resume.wait(memory.patience_s)
+        return decide(state, event, now_s)
+
+    monkeypatch.setattr("orchestrator.service.decide", pauses)
+    monkeypatch.setattr(leader_files, "WRITE_EVERY_S", 0.0)
+    memory.deploy()
+    memory.lead()
+    memory.hear_route(lambda route: route.unavailable is not None)
+    memory.deploy(TASK.model_copy(update={"task": "second"}))
+    memory.heard.clear()
+    memory_broker.restart()  # the orchestrator has read neither the end of its link nor the next one
+    resume.set()
+    memory.hear(topics.TASK_SPEC, lambda spec: spec.task == "classify")
+    memory.hear(topics.TASK_SPEC, lambda spec: spec.task == "second")
 
 
 REPORTED_S = 0.2  # a task's status and revisions are published with the leader's heartbeats

@@ -770,8 +770,8 @@ class Reconciler(RuleBasedStateMachine):
     def no_task_uses_a_device_where_it_may_not_run(self) -> None:
         if self.state.settled:
             for name, route in self.routes.items():
-                if route.unavailable:
-                    continue
+                if route.unavailable or route.epoch < self.epoch:
+                    continue  # one of an earlier term stands until the first plan, whatever its devices say since
                 used = {able.device for node in route.nodes.values() for able in node.devices}
                 spec = next(each[name] for each in (TASKS, REVISIONS) if each[name].revision == route.revision)
                 for device in used.union(route.front_door, route.second_door):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.epochs import LARGEST_EPOCH, is_stale
+from broker.epochs import LARGEST_EPOCH, LARGEST_REPEATED, is_stale
 from broker.protocol.messages import MAX_EPOCH_JUMP
 
 FAR = MAX_EPOCH_JUMP + 1
@@ -21,6 +21,7 @@ FAR = MAX_EPOCH_JUMP + 1
         ((FAR, 1), None, False),
         ((LARGEST_EPOCH + 1, 1), None, True),
         ((LARGEST_EPOCH + 1, 1), (LARGEST_EPOCH, 1), True),
+        ((LARGEST_REPEATED + 1, 1), (LARGEST_REPEATED, 1), False),  # the term after a lie
         ((3, 1), (FAR, 1), False),
         ((3 * FAR, 1), (FAR, 1), False),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from broker.epochs import ACCEPTED_AFTER, LARGEST_EPOCH
+from broker.epochs import ACCEPTED_AFTER, LARGEST_REPEATED
 from broker.leader_watch import (
     BROKER_ENDS_S,
     LEADER_INTERVAL_S,
@@ -118,5 +118,5 @@ def test_a_leader_far_ahead_is_accepted_when_it_repeats_its_epoch() -> None:
         watch = on_event(watch, said(far, 9), 10.0 + times)
     assert (watch.epoch, watch.leader) == (far, (far, 9))
     for times in range(10):
-        watch = on_event(watch, said(LARGEST_EPOCH + 1, 11), 20.0 + times)
+        watch = on_event(watch, said(LARGEST_REPEATED + 1, 11), 20.0 + times)
     assert watch.epoch == far, "no series of terms comes to such a number"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from broker.epochs import ACCEPTED_AFTER, LARGEST_EPOCH
+from broker.epochs import ACCEPTED_AFTER, LARGEST_REPEATED
 from broker.leader_watch import READ_RETAINED_S
 from broker.protocol.codec import MAX_MESSAGE_BYTES, encode, request_id
 from broker.protocol.errors import ErrorCode
@@ -681,7 +681,7 @@ def test_a_leader_that_repeats_an_epoch_far_above_ours_is_real_and_a_number_near
     for times in range(ACCEPTED_AFTER):
         actions = site.feed(leader(MAX_EPOCH_JUMP + 2, 8))
         assert bool(all_of(actions, Resign)) == (times == ACCEPTED_AFTER - 1)
-        assert not all_of(other.feed(leader(LARGEST_EPOCH + 1, 8)), Resign)
+        assert not all_of(other.feed(leader(LARGEST_REPEATED + 1, 8)), Resign)
 
 
 def test_a_cleared_or_unreadable_leaders_topic_is_written_again() -> None:
@@ -1404,3 +1404,17 @@ def test_an_older_spec_that_a_leader_recorded_is_no_new_order() -> None:
         restored = all_of(site.settle(), PublishSpec)
         assert restored == ([PublishSpec(CLASSIFY)] if recorded else [])
         assert site.state.tasks["classify"] == (CLASSIFY if recorded else older)
+
+
+def test_an_earlier_revision_is_one_wherever_it_stands_among_the_last_ones() -> None:
+    site = serving(CLASSIFY, a=200)
+    older, saved = CLASSIFY.model_copy(update={"weight": 2.0}), announcement(site).message
+    site.feed(TaskDeployed(CLASSIFY.model_copy(update={"weight": 3.0})))
+    newest = site.state.tasks["classify"]
+    mixed = {"classify": (older, newest)}  # as a spare puts them together at a broker with an old memory
+    site.state = replace(site.state, orders=replace(site.state.orders, revisions=mixed))
+    site.feed(LinkDown("the broker crashed"))
+    site.feed(LinkUp(2))
+    site.feed(saved)
+    site.feed(TaskDeployed(older, retained=True))
+    assert all_of(site.settle(), PublishSpec) == [PublishSpec(newest)]
