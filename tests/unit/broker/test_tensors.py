@@ -205,49 +205,12 @@ _ENTRY = st.fixed_dictionaries(
     st.dictionaries(st.text(max_size=5) | st.just("__metadata__"), _ENTRY | _JSON, max_size=4), st.binary(max_size=20)
 )
 def test_random_headers_are_read_or_refused(header: Any, data: bytes) -> None:
-    hostile = document(header, data)
     try:
-        arrays, metadata = unpack(hostile)
+        arrays, metadata = unpack(document(header, data))
     except RemoteProtocolError:
         return
     assert all(isinstance(text, str) for text in metadata.values())
     assert sum(array.nbytes for array in arrays.values()) == len(data)
-    assert same_arrays(arrays, safetensors.numpy.load(hostile)), "the library refuses it, or reads something else"
-
-
-def same_arrays(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return {name: (array.dtype, array.shape, array.tobytes()) for name, array in one.items()} == {
-        name: (array.dtype, array.shape, array.tobytes()) for name, array in other.items()
-    }
-
-
-_PLACED = st.fixed_dictionaries(
-    {
-        "dtype": st.sampled_from(["U8", "F16", "F32", "BOOL"]),
-        "shape": st.lists(st.integers(0, 3), max_size=3),
-        "data_offsets": st.lists(st.integers(0, 8), min_size=2, max_size=2),
-    }
-)
-
-
-@given(st.dictionaries(st.text(max_size=2), _PLACED, max_size=3), st.integers(0, 12))
-def test_arrays_are_read_exactly_where_the_library_reads_them(header: Any, size_bytes: int) -> None:
-    given_ = document(header, bytes(range(size_bytes)))
-    try:
-        expected = safetensors.numpy.load(given_)
-    except safetensors.SafetensorError:
-        with pytest.raises(RemoteProtocolError):
-            unpack(given_)
-    else:
-        assert same_arrays(unpack(given_)[0], expected)
-
-
-def test_arrays_that_were_read_have_memory_of_their_own_and_can_be_changed() -> None:
-    packed = pack({"a": np.arange(3.0), "b": np.arange(3)})
-    read = unpack(packed)[0]
-    read["a"][:] = 7
-    assert read["a"].base is None
-    assert unpack(packed)[0]["a"].tolist() == [0.0, 1.0, 2.0]
 
 
 @given(
