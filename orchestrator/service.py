@@ -175,7 +175,8 @@ class Orchestrator:
                 waiting.excuse_pause(due_s)
             if posted is not None and not isinstance(posted.event, PlanFound):
                 event = posted.event
-                waiting.on_event(event, self._event_of(event) if isinstance(event, port.Delivery) else event)
+                news = self._event_of(event) if isinstance(event, port.Delivery) else event
+                waiting.on_event(event, news, posted.at_s)
             self._read_again_if_refused(self._data, filters)
         return None if self._stopping else waiting
 

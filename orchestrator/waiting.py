@@ -77,19 +77,19 @@ class Waiting:
         """Take nothing as heard; all comes again, from now on or later."""
         self._copy = self._copy.heard_anew(time.monotonic() if is_read_again else math.inf)
 
-    def on_event(self, event: port.LinkEvent, news: object) -> None:
+    def on_event(self, event: port.LinkEvent, news: object, arrived_s: float) -> None:
         """Note an event of the link; ``news`` is what it says if it is a message, else the event itself."""
         if isinstance(event, port.LinkDown):
             _log.warning("waiting_for_broker", broker=self._place["broker"], reason=event.reason)
         if isinstance(news, events.LeaderTopicLost):
             _log.warning("leader_topic_lost", why=news.why)
         if not isinstance(news, port.LinkUp | port.LinkDown | OrchestratorState):
-            self._update_copy(news)
+            self._update_copy(news, arrived_s)
             return
         before, retained = self._watch, isinstance(event, port.Delivery) and event.retain
         self._watch = after = leader_watch.on_event(before, news, time.monotonic(), retained=retained)
         if not isinstance(news, OrchestratorState) or not news.online or after.leader == (news.epoch, news.session):
-            self._update_copy(news)
+            self._update_copy(news, arrived_s)
         if after.doubted is not None and after.doubted.times == 1 and after.doubted is not before.doubted:
             _log.warning("epoch_not_plausible", epoch=after.doubted.epoch, known=max(after.stored, after.epoch))
         if after.leader not in {before.leader, None}:
@@ -104,10 +104,10 @@ class Waiting:
         except BadFile as error:
             _log.error("epoch_not_stored", reason=str(error))
 
-    def _update_copy(self, news: object) -> None:
+    def _update_copy(self, news: object, arrived_s: float) -> None:
         """Keep our own copy of the operators' orders: the leader and the broker may end in the same moment."""
         if not isinstance(news, CopiedEvent):
             return
-        before, self._copy = self._copy.orders, self._copy.on_event(news, time.monotonic())
+        before, self._copy = self._copy.orders, self._copy.on_event(news, time.monotonic(), arrived_s=arrived_s)
         if self._copy.orders is not before:
             self._stored.update(self._copy.orders, at_once=True)

@@ -284,14 +284,18 @@ class StandbyCopy:
         """The copy after our own process stood still: the leader has its full time again."""
         return replace(self, leads_s=now_s)
 
-    def on_event(self, event: CopiedEvent, now_s: float) -> StandbyCopy:
-        """The copy after this event. A leader's number covers all that was published before it."""
+    def on_event(self, event: CopiedEvent, now_s: float, *, arrived_s: float | None = None) -> StandbyCopy:
+        """The copy after this event. A leader's number covers all that was published before it.
+
+        An event counts from its arrival, however late it is read: what the broker retains may still wait behind it.
+        """
+        arrived_s = now_s if arrived_s is None else arrived_s
         if isinstance(event, RevisionReceived | RevisionsListed):
             return self._heard_revisions(event)
-        copy = self._heard(event, now_s)
+        copy = self.heard_anew(arrived_s) if isinstance(event, LinkUp) else self._heard(event, now_s)
         if isinstance(event, OrchestratorState):
             copy = replace(copy, orders=copy.with_revisions(copy.orders))
-        if copy.announced is None or now_s < copy.up_s + copy.settle_s:
+        if copy.announced is None or arrived_s < copy.up_s + copy.settle_s:
             return copy
         return replace(copy, orders=_confirmed(copy, copy.announced), announced=None)
 
@@ -324,10 +328,10 @@ class StandbyCopy:
             return orders
         return replace(orders, revisions=_bounded(revisions), served=served)
 
-    def _heard(self, event: LinkUp | LinkDown | Order | OrchestratorState, now_s: float) -> StandbyCopy:
+    def _heard(self, event: LinkDown | Order | OrchestratorState, now_s: float) -> StandbyCopy:
         match event:
-            case LinkUp() | LinkDown():
-                return self.heard_anew(now_s if isinstance(event, LinkUp) else math.inf)
+            case LinkDown():
+                return self.heard_anew(math.inf)
             case TaskDeployed() | TaskRejected():
                 task, spec = (event.spec.task, event.spec) if isinstance(event, TaskDeployed) else (event.task, None)
                 return replace(self, tasks=self._with_task(task, spec))

@@ -182,3 +182,12 @@ def test_a_leader_whose_number_stays_lower_than_that_of_the_copy_lacks_orders() 
     assert copy.on_event(said(7, ours.change), 20.0).on_event(said(7), 21.0).lacks_at_s is None
     assert copy.on_event(LinkUp(2), 20.0).lacks_at_s is None
     assert StandbyCopy(NO_ORDERS, settle_s=1.5).on_event(LinkUp(1), 0.0).on_event(said(7), 1.0).lacks_at_s is None
+
+
+def test_a_spare_that_stood_still_reads_the_orders_that_wait_before_its_copy_is_whole() -> None:
+    copy = StandbyCopy(own(0), settle_s=1.5).on_event(LinkUp(1), 30.0, arrived_s=10.0)
+    copy = copy.on_event(said(7, 5000), 30.0, arrived_s=10.1)
+    assert copy.orders.specs == {"classify": SPECS[0]}, "the broker's specs came behind the leader's word"
+    copy = copy.on_event(TaskDeployed(SPECS[1]), 30.0, arrived_s=10.2).on_event(said(7), 30.1, arrived_s=12.0)
+    assert copy.orders.specs == {"classify": SPECS[1]}
+    assert copy.orders.change == 5000
