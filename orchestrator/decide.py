@@ -275,7 +275,7 @@ def _hear_again(state: State, now_s: float) -> State:
         reads_again=again,
         reconciled=False,
         broker_change=state.orders.change if again else heard,
-        delivered=NOTHING_DELIVERED if again else replace(NOTHING_DELIVERED, youngest=state.delivered.youngest),
+        delivered=NOTHING_DELIVERED if again else state.delivered.read_again(),
         retained_routes={},
     )
 

@@ -92,7 +92,13 @@ class Delivered:
     tasks: frozenset[TaskName] = frozenset()
     drains: frozenset[DeviceId] = frozenset()
     youngest: tuple[TaskName, ...] = ()  # tasks that were first deployed over this link, and not before
+    live_tasks: frozenset[TaskName] = frozenset()  # with an order that was given while this link was up
+    live_drains: frozenset[DeviceId] = frozenset()  # the same; what has changed since was changed by a later order
     recorded: frozenset[tuple[TaskName, Revision]] = frozenset()  # by an earlier leader, and not in our copy
+
+    def read_again(self) -> Delivered:
+        """What is still known when all that the broker retains is read again over the same link."""
+        return Delivered(youngest=self.youngest, live_tasks=self.live_tasks, live_drains=self.live_drains)
 
 
 NO_ORDERS = Orders()
@@ -232,7 +238,7 @@ def reconcile(
     cleared = [
         task
         for task, change in orders.undeployed.items()
-        if change > since and task in tasks and task in delivered.tasks
+        if change > since and task in tasks and task in delivered.tasks - delivered.live_tasks
     ]
     older = [task for task in orders.tasks if task not in delivered.youngest]
     in_force = {
@@ -240,8 +246,10 @@ def reconcile(
         for task in (*older, *(task for task in tasks if task not in orders.tasks), *delivered.youngest)
         if task in restored or (task in delivered.tasks and task in tasks and task not in cleared)
     }
-    lost_drains = [d for d, change in orders.drains.items() if change > since and d not in delivered.drains]
-    cleared_drains = [d for d, change in orders.undrained.items() if change > since and d in drained]
+    known = delivered.drains | delivered.live_drains
+    lost_drains = [d for d, change in orders.drains.items() if change > since and d not in known]
+    ended = orders.undrained.items()
+    cleared_drains = [d for d, change in ended if change > since and d in drained and d not in delivered.live_drains]
     return Reconciled(
         tasks=in_force,
         drained=frozenset(drained) - set(cleared_drains) | set(lost_drains),
@@ -429,6 +437,8 @@ def _is_lost(orders: Orders, task: TaskName, delivered: Delivered, tasks: Mappin
 
     If the task was undeployed and deployed again, that one isn't among its last revisions, but a leader recorded it.
     """
+    if task in delivered.live_tasks:
+        return False
     if task not in delivered.tasks:
         return True
     retained = tasks.get(task)

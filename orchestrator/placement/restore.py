@@ -84,6 +84,10 @@ def note_order(state: State, order: Order) -> State:
             tasks.pop(name, None)
     if isinstance(order, TaskDeployed | DrainReceived) and order.retained:
         return replace(state, delivered=delivered)
+    if isinstance(order, DrainReceived):
+        delivered = replace(delivered, live_drains=delivered.live_drains | ({order.device} & delivered.drains))
+    else:
+        delivered = replace(delivered, live_tasks=delivered.live_tasks | ({name} & delivered.tasks))
     youngest = (*delivered.youngest, *(tasks.keys() - state.orders.tasks.keys()))
     return replace(state, delivered=replace(delivered, youngest=youngest), orders=_record(state, tasks, drained))
 

@@ -1377,6 +1377,24 @@ def test_an_order_that_came_over_this_link_was_removed_if_it_does_not_come_again
     assert site.state.tasks.keys() == {"classify"}
 
 
+def test_an_order_over_this_link_is_newer_than_our_copy_whatever_the_refusal_of_a_later_one_hides() -> None:
+    site = serving(CLASSIFY, CAPTION, a=200, b=200)
+    site.feed(DrainReceived("a", drain=True))
+    site.feed(LinkDown("lost"))
+    site.feed(LinkUp(2))
+    for order in (TaskDeployed(CLASSIFY), DrainReceived("b", drain=True), TaskUndeployed("caption")):
+        site.feed(order)
+    site.feed(DrainReceived("a", drain=False))
+    site.feed(MessagesRefused())  # with them what undoes each of these; the broker's number never came
+    for order in (TaskDeployed(CAPTION, retained=True), DrainReceived("a", drain=True, retained=True)):
+        site.feed(order)
+    actions = site.settle()
+    assert not all_of(actions, PublishSpec), "the broker lost nothing"
+    assert cleared(actions, TASK_SPEC) == cleared(actions, DEVICE_DRAIN) == []
+    assert site.state.tasks.keys() == site.state.orders.tasks.keys() == {"caption"}
+    assert site.state.cluster.drained == site.state.orders.drained == {"a"}
+
+
 # --- the broker's number, and what it retains ---
 
 
