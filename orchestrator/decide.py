@@ -203,8 +203,13 @@ def _announce_to_hear_again(state: State, event: Event, _: float) -> tuple[State
 
 
 def _republish_after_link_up(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
-    """Announce our term and publish all again, after the leader's topic could be read: it has the broker's number."""
+    """Announce our term and publish all again, after the leader's topic could be read: it has the broker's number.
+
+    Where nobody led before, it has no number, and others must hear of this term at once.
+    """
     if isinstance(event, LinkUp):
+        if state.is_first and len(state.sessions) == 1:
+            return state, announce_leadership(state)
         return replace(state, republish_at_s=now_s + min(READ_RETAINED_S, state.settle_s)), []
     if state.republish_at_s is None or now_s < state.republish_at_s:
         return state, []

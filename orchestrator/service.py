@@ -191,7 +191,9 @@ class Orchestrator:
             self._wait_for_disk(error)
             return
         self._reports = Reports(self._prefix, self._unsent.too_large)
-        self._state = self._begin_term(epoch=epoch, linked_s=waiting.linked_s, orders=orders)
+        self._state = self._begin_term(
+            epoch=epoch, linked_s=waiting.linked_s, orders=orders, is_first=waiting.epoch == 0
+        )
         self._clock, self._arrivals.missed = LoopClock(self._longest_step_s), False
         self.resigned, self._heartbeat_at_s = None, time.monotonic()
         _log.info("leading", epoch=epoch, broker=self._connection.url, prefix=self._prefix)

@@ -233,6 +233,7 @@ class State:
     settles_at_s: float | None = None  # nothing is placed before
     reads_again: bool = False  # until our own announcement is back, behind all that the broker retains
     linked_s: float = -math.inf  # when this process first reached the broker: the broker didn't start later
+    is_first: bool = False  # whether no orchestrator's word was there before this term, and so no change number
     sessions: tuple[int, ...] = ()  # of our latest links, the present one last
     checks: Checks = field(default_factory=dict)  # of devices that one coordinator suspects
     quarantine: Quarantine = field(default_factory=Quarantine)  # of requests that may kill devices
@@ -297,6 +298,7 @@ def initial(
     pace: Pace | None = None,
     linked_s: float = -math.inf,
     orders: Orders = NO_ORDERS,
+    is_first: bool = False,
 ) -> State:
     """The state at the begin of a term; ``orders`` are those that the state directory has."""
     cluster = Cluster(heartbeat_interval_s, leader_interval_s(heartbeat_interval_s))
@@ -309,4 +311,5 @@ def initial(
         orders=orders,
         tasks=orders.specs,
         served=orders.served,
+        is_first=is_first,
     )

@@ -97,7 +97,7 @@ class Delivered:
     recorded: frozenset[tuple[TaskName, Revision]] = frozenset()  # by an earlier leader, and not in our copy
 
     def read_again(self) -> Delivered:
-        """What is still known when all that the broker retains is read again over the same link."""
+        """The part that is still known when all that the broker retains is read again over the same link."""
         return Delivered(youngest=self.youngest, live_tasks=self.live_tasks, live_drains=self.live_drains)
 
 

@@ -1407,6 +1407,14 @@ def test_a_new_term_is_not_announced_before_the_brokers_number_is_read() -> None
     assert said(later.feed(announcement(site).message)) == [announcement(later, change=number)]
 
 
+def test_the_first_term_of_a_site_is_announced_at_once_so_that_no_other_orchestrator_leads_too() -> None:
+    site = Site(epoch=1)
+    site.state = initial(epoch=1, settle_s=1.5, is_first=True)
+    assert said(site.feed(LinkUp(2))) == [announcement(site, change=0)]
+    site.feed(LinkDown("lost"))
+    assert said(site.feed(LinkUp(3))) == [], "another one may have led meanwhile"
+
+
 def test_an_older_spec_that_a_leader_recorded_is_no_new_order() -> None:
     site = serving(CLASSIFY, a=200)
     older, saved = CLASSIFY.model_copy(update={"weight": 2.0}), announcement(site).message
