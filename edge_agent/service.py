@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -71,6 +71,9 @@ class _FromLink:
     event: port.LinkEvent
     at_s: float  # when it arrived
     account: ClientName = ""  # of a request's client
+
+
+_ForWorkers = events.Load | events.Unload | events.Run
 
 
 class Agent:
@@ -382,15 +385,23 @@ class Agent:
     # --- actions out ---
 
     def _perform(self, chosen: list[events.Action]) -> None:
-        """Perform actions in order; one that fails is logged, and those behind it are performed all the same."""
+        """Perform actions in order; one that fails is logged, and those behind it are performed all the same.
+
+        What the other threads do comes last: a pass would want the interpreter while messages wait to be written.
+        """
+        for_workers = [action for action in chosen if isinstance(action, _ForWorkers)]
         with self._data.together():
-            for action in chosen:
-                try:
-                    self._perform_one(action)
-                except Exception as error:  # noqa: BLE001 - as in _handle
-                    self._state.dropped["internal_error"] += 1
-                    self._log.exception("action_failed", action_kind=type(action).__name__)
-                    self._make_up_for(action, error, time.monotonic())
+            self._perform_each([action for action in chosen if not isinstance(action, _ForWorkers)])
+        self._perform_each(for_workers)
+
+    def _perform_each(self, chosen: Sequence[events.Action]) -> None:
+        for action in chosen:
+            try:
+                self._perform_one(action)
+            except Exception as error:  # noqa: BLE001 - as in _handle
+                self._state.dropped["internal_error"] += 1
+                self._log.exception("action_failed", action_kind=type(action).__name__)
+                self._make_up_for(action, error, time.monotonic())
 
     def _perform_one(self, action: events.Action) -> None:
         match action:
