@@ -60,9 +60,8 @@ def place_of(problem: Any) -> tuple[int | str, ...]:  # noqa: ANN401 - pydantic'
 def describe(problem: Any) -> tuple[str, str]:  # noqa: ANN401 - pydantic's error dictionaries are untyped
     """The field and the sentence of a pydantic problem, for a person."""
     steps = (str(part) for part in place_of(problem))
-    return ".".join(step for step in steps if "[" not in step), sentence_of(
-        problem
-    )  # that is pydantic's name of a type
+    field = ".".join(step for step in steps if "[" not in step)  # not pydantic's names of types
+    return field, sentence_of(problem)
 
 
 def sentence_of(problem: Any) -> str:  # noqa: ANN401 - pydantic's error dictionaries are untyped

@@ -39,6 +39,16 @@ def onnx_site(spec: TaskSpec) -> Site:
     return site
 
 
+def with_a_revision_that_loads() -> Site:
+    """A site that serves the first revision while the second one loads."""
+    site = Site(FIRST, a=200)
+    site.go_on(3)
+    site.agents["a"].slow = True
+    site.feed(TaskDeployed(SECOND))
+    site.go_on(2)
+    return site
+
+
 def served(site: Site, name: TaskName = "classify") -> str | None:
     """The revision that a complete route serves."""
     route = site.route(name)
@@ -203,11 +213,7 @@ def test_a_corrected_spec_is_not_given_the_reason_of_the_one_before() -> None:
 
 
 def test_going_back_to_the_served_revision_ends_the_new_one() -> None:
-    site = Site(FIRST, a=200)
-    site.go_on(3)
-    site.agents["a"].slow = True
-    site.feed(TaskDeployed(SECOND))
-    site.go_on(2)
+    site = with_a_revision_that_loads()
     site.feed(TaskDeployed(FIRST))
     site.go_on(2)
     assert (served(site), site.state.served) == (FIRST.revision, {})
@@ -252,22 +258,14 @@ def test_the_served_revision_is_in_the_orders_of_the_next_leader() -> None:
 
 
 def test_undeploying_ends_both() -> None:
-    site = Site(FIRST, a=200)
-    site.go_on(3)
-    site.agents["a"].slow = True
-    site.feed(TaskDeployed(SECOND))
-    site.go_on(2)
+    site = with_a_revision_that_loads()
     site.feed(TaskUndeployed("classify"))
     site.go_on(2)
     assert (site.roles()["active"], site.state.served) == ({}, {})
 
 
 def test_undeploying_while_the_link_is_down_ends_both() -> None:
-    site = Site(FIRST, a=200)
-    site.go_on(3)
-    site.agents["a"].slow = True
-    site.feed(TaskDeployed(SECOND))
-    site.go_on(2)
+    site = with_a_revision_that_loads()
     assert site.state.served == {"classify": FIRST}
     before = OrchestratorState(epoch=1, online=True, session=1, change=site.state.orders.change)
     site.feed(LinkDown("lost"))
