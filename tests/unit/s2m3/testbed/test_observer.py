@@ -59,6 +59,13 @@ def test_heartbeats_that_report_the_same_are_kept_once(seen: Observer) -> None:
     assert [sighting.id for sighting in seen.sightings] == ["gw-a"] * 6
 
 
+def test_what_arrived_in_time_counts_where_the_process_is_too_slow_to_look_at_it(seen: Observer) -> None:
+    for seq in (1, 2):
+        seen._put(Delivery(DEVICE_HEARTBEAT.at(seen.prefix, device="gw-a"), encode(heartbeat(seq, progress=seq))))
+    assert seen.wait_for(lambda site: "gw-a" in site.heartbeats and site.heartbeats["gw-a"].seq == 2, 0.0)
+    assert not seen.wait_for(lambda site: "gw-b" in site.heartbeats, 0.0)
+
+
 def test_stale_messages_are_no_evidence(seen: Observer) -> None:
     new = encoder_route("t", ("gw-a",), epoch=2, generation=1)
     old = encoder_route("t", ("gw-b",), epoch=1, generation=9)
