@@ -29,19 +29,11 @@ _log = structlog.get_logger()
 
 
 class Reports:
-    """Publishes the reports of one process of a device; ``clock`` gives seconds since 1970."""
+    """Publishes the reports of one process of a device."""
 
-    def __init__(
-        self,
-        device: DeviceId,
-        prefix: str,
-        *,
-        version: str,
-        publish: Callable[[Outgoing], None],
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, device: DeviceId, prefix: str, *, version: str, publish: Callable[[Outgoing], None]) -> None:
         self._device, self._prefix, self._version = device, prefix, version
-        self._publish, self._clock = publish, clock
+        self._publish = publish
         self._session = secrets.randbits(53)  # of this process: a link's is new at each connection, the counters aren't
         self._summary: Summary | None = None
 
@@ -51,7 +43,7 @@ class Reports:
             self._send(DEVICE_TRACES, action.trace, request=action.trace.request)
             return
         found = {name: value for name, value in vars(action).items() if value is not None}
-        self._send(DEVICE_EVENTS, SystemEvent(at=self._clock(), device=self._device, **found))
+        self._send(DEVICE_EVENTS, SystemEvent(at=time.time(), device=self._device, **found))
 
     def summarize(
         self, state: AgentState, held: Mapping[ModuleKey, HeldModule], refused: Mapping[TaskName, int]
@@ -63,7 +55,7 @@ class Reports:
         state.counters.count_refused(refused)
         self._summary = Summary(
             session=self._session,
-            at=self._clock(),
+            at=time.time(),
             version=self._version,
             modules={
                 key: ModuleSummary.model_validate(each.model_dump(include=set(ModuleSummary.model_fields)))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
@@ -40,14 +40,10 @@ def matches(topic_filter: str, topic: str) -> bool:
 
 
 class MemoryBroker:
-    """The broker of memory transports; it causes faults on request, and refuses packets beyond ``max_packet_bytes``.
+    """The broker of memory transports; it causes faults on request, and refuses packets beyond ``max_packet_bytes``."""
 
-    It may lack shared subscriptions.
-    """
-
-    def __init__(self, *, max_packet_bytes: int = MAX_PACKET_BYTES, lacks: Collection[port.Feature] = ()) -> None:
+    def __init__(self, *, max_packet_bytes: int = MAX_PACKET_BYTES) -> None:
         self.max_packet_bytes = max_packet_bytes
-        self.lacks = frozenset(lacks)
         self.retained: dict[str, port.Delivery] = {}
         self.connected: dict[str, MemoryTransport] = {}  # by client id
         self.started: list[MemoryTransport] = []  # and not closed or crashed
@@ -149,11 +145,11 @@ class MemoryBroker:
         chosen: list[MemoryTransport] = []
         groups: dict[str, list[MemoryTransport]] = {}
         for client in self.connected.values():
-            shared = [name for name in client.filters if name.startswith(_SHARE) and port.SHARED not in self.lacks]
+            shared = [name for name in client.filters if name.startswith(_SHARE)]
             for name in shared:
                 if matches(name.split("/", 2)[2], topic):
                     groups.setdefault(name, []).append(client)
-            if any(matches(port.plain_filter(name), topic) for name in client.filters if name not in shared):
+            if any(matches(name, topic) for name in client.filters if name not in shared):
                 chosen.append(client)
         for name, members in groups.items():
             turn = self._turns.get(name, 0)
@@ -170,7 +166,7 @@ class MemoryBroker:
         self._sessions += 1
         client.connected = True
         client.will = client.will_for(self._sessions) if client.will_for else None
-        client.events.append(port.LinkUp(self._sessions, lacks=self.lacks))
+        client.events.append(port.LinkUp(self._sessions))
         self.connected[client.client_id] = client
         self.send_retained(client, client.filters)
         kept, client.kept = client.kept, []

@@ -17,7 +17,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from broker.protocol.messages import MAX_FIRST_DEVICES, FirstLoad, HeldModule
@@ -89,11 +89,6 @@ def of_task(state: State, task: TaskName) -> dict[str, FirstLoad]:
     specs = [spec for spec in (state.tasks.get(task), state.served.get(task)) if spec is not None]
     names = sorted({module.recorded_as for spec in specs for module in spec.modules.values() if module.recorded_as})
     return {name: state.orders.digests[name] for name in names if name in state.orders.digests}
-
-
-def others_of(state: State, names: Iterable[str]) -> dict[str, dict[DeviceId, str]]:
-    """The digests that devices found of these sources, where they differ from the first ones."""
-    return {name: dict(state.other_digests[name].found) for name in names if name in state.other_digests}
 
 
 def _confirms(first: FirstLoad, device: DeviceId) -> bool:

@@ -86,8 +86,8 @@ class Observer:
     """A connection to a site. Call ``wait_for`` or ``look``; nothing changes in between.
 
     As a context manager it waits until the broker is reached and the subscriptions are in force. Only the topics of the
-    connection's site count. With a ``task`` it sees that task's route only, as sensors may; with ``sources`` it
-    sees these, too. At a core it sees of a site what the site's bridge carries, and whether the bridge is up.
+    connection's site count; with ``sources`` it sees these, too. At a core it sees of a site what the site's bridge
+    carries, and whether the bridge is up.
 
     Raises:
         NotConnected: the broker can't be reached when the ``with`` block starts.
@@ -96,7 +96,7 @@ class Observer:
     Orders raise NotConnected if the broker doesn't confirm them.
     """
 
-    def __init__(self, connection: Connection, *, task: TaskName | None = None, sources: bool = False) -> None:
+    def __init__(self, connection: Connection, *, sources: bool = False) -> None:
         self.prefix = prefix_of(connection.site)
         self.is_at_core = is_at_core(self.prefix)
         self._broker = connection.url
@@ -153,10 +153,7 @@ class Observer:
         reports = [topic for topic in self._reports if sources or topic not in OF_SOURCES]
         topics = (ORCHESTRATOR_STATE, DEVICE_DRAIN, *self._states, *reports)
         topics += (BRIDGE_STATE,) if self.is_at_core else ()
-        filters = (
-            [topic.filter(self.prefix) for topic in topics] if task is None else [TASK_ROUTE.at(self.prefix, task=task)]
-        )
-        self._transport.subscribe(*filters)
+        self._transport.subscribe(*(topic.filter(self.prefix) for topic in topics))
         self._transport.start()
 
     @property
@@ -320,16 +317,16 @@ class Observer:
         """Clear everything that these devices, the orchestrator and the tasks retained at the broker."""
         self.look()
         for topic in (ORCHESTRATOR_STATE, ORCHESTRATOR_QUARANTINE):
-            self._retain(topic.at(self.prefix))
+            self._clear(topic.at(self.prefix))
         for task in self._ordered | self.routes.keys():
-            self._retain(TASK_SPEC.at(self.prefix, task=task))
-            self._retain(TASK_ROUTE.at(self.prefix, task=task))
+            self._clear(TASK_SPEC.at(self.prefix, task=task))
+            self._clear(TASK_ROUTE.at(self.prefix, task=task))
             for revision in self.statuses[task].revisions if task in self.statuses else ():
-                self._retain(TASK_REVISION.at(self.prefix, task=task, revision=revision))
-            self._retain(TASK_STATUS.at(self.prefix, task=task))
+                self._clear(TASK_REVISION.at(self.prefix, task=task, revision=revision))
+            self._clear(TASK_STATUS.at(self.prefix, task=task))
         for device in devices:
             for topic in OF_A_DEVICE:
-                self._retain(topic.at(self.prefix, device=device))
+                self._clear(topic.at(self.prefix, device=device))
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -342,8 +339,8 @@ class Observer:
     def __exit__(self, *exc: object) -> None:
         self._transport.close()  # what was published is sent first
 
-    def _retain(self, topic: str, payload: bytes = b"") -> None:
-        self._transport.publish(Outgoing(topic, payload, retain=True))
+    def _clear(self, topic: str) -> None:
+        self._transport.publish(Outgoing(topic, b"", retain=True))
 
     def _order(self, topic: str, payload: bytes = b"", *, retain: bool = True) -> None:
         """Publish a message, and wait until the broker has it."""

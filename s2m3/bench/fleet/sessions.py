@@ -70,10 +70,9 @@ class Sessions:
 
     Args:
         url: the broker.
-        seed: of the random waits between attempts to connect.
     """
 
-    def __init__(self, url: str, *, seed: int = 0) -> None:
+    def __init__(self, url: str) -> None:
         address = parse_url(url)
         self._address = (address.host, address.port)
         self._selector = selectors.DefaultSelector()
@@ -81,7 +80,7 @@ class Sessions:
         self._failures: Counter[Client] = Counter()
         self._retries: dict[Client, Callable[[float], None]] = {}
         self._timeouts: dict[Client, Callable[[float], None]] = {}
-        self._chance = random.Random(seed)  # noqa: S311 - no secret
+        self._chance = random.Random(0)  # noqa: S311 - no secret: waits between attempts to connect
         self.agenda: Agenda[Callable[[float], None]] = (
             Agenda()
         )  # functions, called with the time at which they were due

@@ -21,9 +21,9 @@ LARGEST_OWN_BYTES = 50 * 10**6  # of a copy's own head
 WEIGHT = 0.01  # requests a second of each task: one copy of a module is enough for them
 
 
-def draw_devices(count: int, *, seed: int = SEED) -> list[DeviceSpec]:
+def draw_devices(count: int) -> list[DeviceSpec]:
     """Devices of different classes; the first one is a gateway of the site, where requests start."""
-    chance = random.Random(seed)  # noqa: S311 - no secret
+    chance = random.Random(SEED)  # noqa: S311 - no secret
     kinds = [kind for kind in CLASSES if not kind.remote]
     drawn = chance.choices(kinds, [kind.weight for kind in kinds], k=count)
     return [
@@ -44,9 +44,9 @@ def draw_tasks(count: int) -> list[TaskSpec]:
     return [_copy(known[number % len(known)], number) for number in range(count)]
 
 
-def draw_cached(tasks: list[TaskSpec], devices: int, *, seed: int = SEED) -> list[dict[ModuleKey, ModuleSpec]]:
+def draw_cached(tasks: list[TaskSpec], devices: int) -> list[dict[ModuleKey, ModuleSpec]]:
     """Modules whose weights each device has on its disk."""
-    chance = random.Random(f"cached/{seed}")  # noqa: S311 - no secret
+    chance = random.Random(f"cached/{SEED}")  # noqa: S311 - no secret
     modules = {module.key: module for task in tasks for module in task.modules.values()}
     keys = sorted(modules)
     return [{key: modules[key] for key in chance.sample(keys, min(CACHED, len(keys)))} for _ in range(devices)]
