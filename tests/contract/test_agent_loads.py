@@ -153,7 +153,7 @@ class World:
 
 @pytest.fixture
 def world(recorder: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setattr(loads, "STILL_S", 2.0)
+    monkeypatch.setattr(loads, "STILL_S", 3600.0)
     monkeypatch.setattr(loads, "YIELD_S", 0.2)
     made = World(recorder)
     yield made
@@ -162,10 +162,7 @@ def world(recorder: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
 @pytest.mark.usefixtures("hub_that_drips")
 @pytest.mark.parametrize("slow", [STUCK, DRIP], ids=["stands still", "drips"])
-def test_the_next_module_does_not_wait_for_a_load_without_an_end(
-    world: World, slow: ModuleSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loads, "STILL_S", 3600.0)
+def test_the_next_module_does_not_wait_for_a_load_without_an_end(world: World, slow: ModuleSpec) -> None:
     world.assign(slow, GOOD)
     seen = world.held(lambda held: held["good"].state == "ready")
     assert [held.state for name, held in seen.items() if name != "good"] == ["loading"]
@@ -174,7 +171,8 @@ def test_the_next_module_does_not_wait_for_a_load_without_an_end(
         assert Hub.gone.wait(PATIENCE_S), "its download ends before another test's begins"
 
 
-def test_a_load_that_stands_still_fails(world: World) -> None:
+def test_a_load_that_stands_still_fails(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loads, "STILL_S", 1.0)
     world.assign(STUCK)
     failed = world.held(lambda held: held["stuck"].state == "failed")["stuck"]
     assert "its load stands still" in str(failed.error)
@@ -182,9 +180,13 @@ def test_a_load_that_stands_still_fails(world: World) -> None:
     until(lambda: STUCK.key in world.agent._state.failed)
 
 
-def test_a_module_whose_load_was_left_behind_is_refused_until_that_has_ended(world: World) -> None:
-    world.assign(STUCK)
-    world.held(lambda held: "stuck" in held and held["stuck"].state == "failed")
+def test_a_module_whose_load_was_left_behind_is_refused_until_that_has_ended(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(loads, "STILL_S", 1.0)
+        world.assign(STUCK)
+        world.held(lambda held: "stuck" in held and held["stuck"].state == "failed")
     world.assign(STUCK, generation=2)
     again = world.held(lambda held: "an earlier load of it still stands still here" in str(held["stuck"].error))
     assert again["stuck"].state == "failed"
@@ -216,7 +218,16 @@ def test_a_load_for_which_no_thread_can_start_fails_and_begins_at_the_next_assig
 
 
 @pytest.mark.usefixtures("hub_that_drips")
-def test_a_hub_that_drips_fails_the_module(world: World) -> None:
+def test_a_hub_that_drips_fails_the_module(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    stands_still = Pace.stands_still
+
+    def once_it_drips(pace: Pace, *figures: Any) -> bool:
+        if Hub.sent <= 10:
+            pace.restart()
+        return stands_still(pace, *figures)
+
+    monkeypatch.setattr(loads, "STILL_S", 1.0)
+    monkeypatch.setattr(Pace, "stands_still", once_it_drips)
     world.assign(DRIP)
     failed = world.held(lambda held: held["drip"].state == "failed")["drip"]
     assert "its load stands still" in str(failed.error)
@@ -226,10 +237,21 @@ def test_a_hub_that_drips_fails_the_module(world: World) -> None:
 
 @pytest.mark.usefixtures("hub_that_drips")
 def test_a_load_that_waits_for_the_download_of_another_one_makes_progress_with_it(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """It is as if 100 kB took a second: 10 s for all, longer than a load may stand still."""
+    stands_still = Pace.stands_still
+
+    def by_its_bytes(pace: Pace, _: float, *figures: Any) -> bool:
+        size_bytes = 0
+        with suppress(OSError):  # it has got its final name
+            size_bytes = sum(each.stat().st_size for each in (tmp_path / "cache").rglob("*.incomplete"))
+        return stands_still(pace, size_bytes / 100_000, *figures)
+
+    monkeypatch.setattr(loads, "STILL_S", 2.0)
+    monkeypatch.setattr(Pace, "stands_still", by_its_bytes)
     monkeypatch.setattr(downloads, "CHUNK_BYTES", 20_000)
-    Hub.piece = b"." * 4_000  # 200 kB a second: 5 s, longer than a load may stand still
+    Hub.piece = b"." * 4_000
     also = module("drip-too", memory_bytes=10)
     world.assign(DRIP, also)
     world.held(lambda held: len(held) == 2 and all(each.state == "ready" for each in held.values()))
@@ -237,8 +259,7 @@ def test_a_load_that_waits_for_the_download_of_another_one_makes_progress_with_i
 
 
 @pytest.mark.usefixtures("hub_that_drips")
-def test_an_undeployed_module_stops_loading(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loads, "STILL_S", 3600.0)
+def test_an_undeployed_module_stops_loading(world: World) -> None:
     world.assign(DRIP)
     until(lambda: Hub.sent > 5)
     world.assign(generation=2)
@@ -251,7 +272,6 @@ def test_an_undeployed_module_stops_loading(world: World, monkeypatch: pytest.Mo
 def test_a_module_that_is_undeployed_while_it_waits_is_not_loaded(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loads, "STILL_S", 3600.0)
     monkeypatch.setattr(loads, "YIELD_S", 3600.0)
     last = module("last", memory_bytes=10)
     world.assign(STUCK)

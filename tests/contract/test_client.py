@@ -206,7 +206,9 @@ def test_a_request_is_answered(client: Client, door: FrontDoor) -> None:
 def test_a_request_expires_at_its_deadline(client: Client, door: FrontDoor) -> None:
     door.serve()
     client.request("classify", IMAGE)
-    assert door.requests[0].expiry_s == 30
+    expiry_s = door.requests[0].expiry_s
+    assert expiry_s is not None
+    assert 20 <= expiry_s <= 30, "in whole seconds; the process may have stood still"
 
 
 def test_requests_at_once_are_answered_each_with_its_own_answer(client: Client, door: FrontDoor) -> None:

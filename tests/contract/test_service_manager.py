@@ -19,6 +19,7 @@ from s2m3.sources.files import Configuration
 from s2m3.sources.service import Sources
 from tests.builders import InlinePlanner, profile, uncalibrated_store
 from tests.notify import supervisor
+from tests.patience import PATIENCE_S
 from tests.threads import running
 
 WATCHDOG_S = 0.08
@@ -45,10 +46,11 @@ def test_an_agent_is_ready_after_its_birth_and_says_when_it_ends(tmp_path: Path)
 
 
 def test_an_agent_whose_loop_hangs_feeds_the_watchdog_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hangs, ends = threading.Event(), threading.Event()
+    hangs, hung, ends = threading.Event(), threading.Event(), threading.Event()
 
     def hang(*arguments: object) -> object:
         if hangs.is_set():
+            hung.set()
             ends.wait()
         return decide(*arguments)  # type: ignore[arg-type]
 
@@ -59,10 +61,11 @@ def test_an_agent_whose_loop_hangs_feeds_the_watchdog_no_more(tmp_path: Path, mo
             systemd.wait_for("WATCHDOG=1", times=3)
             hangs.set()
             agent._mailbox.put_own(events.Tick())
-            while systemd.next(timeout_s=10 * WATCHDOG_S):
-                pass  # what it said before it hung
+            assert hung.wait(PATIENCE_S)
+            ServiceManager(systemd.environ).status("hangs")
+            systemd.wait_for("STATUS=hangs")  # what it said before has been heard
             silent = len(systemd.heard)
-            assert systemd.next(timeout_s=10 * WATCHDOG_S) == []
+            assert systemd.next(timeout_s=20 * WATCHDOG_S) == []
             hangs.clear()
             ends.set()
             systemd.wait_for("WATCHDOG=1", times=2)

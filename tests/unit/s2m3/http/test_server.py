@@ -89,12 +89,14 @@ def test_a_body_that_is_shorter_than_its_length_is_no_request(port: int, site: D
 def test_headers_and_bodies_that_take_too_long_end_the_connection(
     port: int, site: DoorSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "HEADERS_S", 0.2)
-    monkeypatch.setattr(bodies, "BODY_S", 0.2)
-    assert said(port, b"") == b""
-    assert said(port, HEAD + b"X: y") == b""
+    with monkeypatch.context() as patch:
+        patch.setattr(server, "HEADERS_S", 0.2)
+        assert said(port, b"") == b""
+        assert said(port, HEAD + b"X: y") == b""
     whole = HEAD + LENGTH + BODY
-    assert said(port, whole[:-1]).startswith(b"HTTP/1.1 408")
+    with monkeypatch.context() as patch:
+        patch.setattr(bodies, "BODY_S", 0.2)
+        assert said(port, whole[:-1]).startswith(b"HTTP/1.1 408")
     assert said(port, whole + HEAD).count(b"HTTP/1.1 200") == 1  # the second request's headers don't end
     assert site.front_door.requests
 
