@@ -29,7 +29,7 @@ def about(accelerator: Accelerator | None = None, changed: tuple[str, ...] = ())
         version=_version("s2m3") or "unknown",
         host=socket.gethostname(),
         machine=platform.machine(),
-        cpu=f"{_processor()}, {os.cpu_count() or 1} cores",
+        cpu=f"{processor()}, {os.cpu_count() or 1} cores",
         python=platform.python_version(),
         engines=tuple(sorted(version(each) for each in ENGINES if is_installed(each))),
         accelerator=accelerator.name if accelerator else None,
@@ -44,7 +44,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name as the system gives it; else its architecture."""
     try:
         found = _MODEL.search(CPU_INFO.read_text(encoding="utf-8", errors="replace"))

@@ -27,7 +27,7 @@ from edge_agent.modules.weights import exports, onnx_file
 from edge_agent.modules.weights.allowed import allowed
 from edge_agent.modules.weights.exports import MANIFEST, Export, ExportedUse
 from edge_agent.modules.weights.hub import models_directory, repository
-from edge_agent.modules.weights.onnx_file import Session, Signature
+from edge_agent.modules.weights.onnx_file import Session, Signature, show_shape
 
 GRAPH_BYTES = 32 * 1024 * 1024  # of each ONNX file, beside the weights
 FILES_BYTES = 64 * 1024 * 1024  # of the files that the steps need: the largest tokenizer of the catalogue has 17 MB
@@ -148,8 +148,8 @@ def _check_signature(path: Path, use: ExportedUse, signature: Signature) -> None
     for name, shape in use.inputs.items():
         if not _fits(shape, real := signature.inputs[name][0]):
             raise ModuleRefused(
-                f"{path}: the input {name} has the shape {_text(real)}, and {MANIFEST} says {_text(shape)}: correct "
-                "inputs, or export the module again"
+                f"{path}: the input {name} has the shape {show_shape(real)}, and {MANIFEST} says {show_shape(shape)}: "
+                "correct inputs, or export the module again"
             )
     if missing := sorted(set(use.outputs) - set(signature.outputs)):
         raise ModuleRefused(
@@ -189,8 +189,8 @@ def check_arrays(path: Path, signature: Signature, arrays: Mapping[str, Array], 
         shape, dtype = signature.inputs[name]
         if not _fits(shape, array.shape):
             raise ModuleRefused(
-                f"{path}: the input {name} has the shape {_text(shape)}, and the preparation gives "
-                f"{_text(array.shape)}: correct the steps"
+                f"{path}: the input {name} has the shape {show_shape(shape)}, and the preparation gives "
+                f"{show_shape(array.shape)}: correct the steps"
             )
         if (array.dtype.kind == "f") != (np.dtype(dtype).kind == "f"):
             raise ModuleRefused(
@@ -200,10 +200,6 @@ def check_arrays(path: Path, signature: Signature, arrays: Mapping[str, Array], 
 
 def _fits(shape: tuple[int | None, ...], other: tuple[int | None, ...]) -> bool:
     return len(shape) == len(other) and all(a is None or b is None or a == b for a, b in zip(shape, other, strict=True))
-
-
-def _text(shape: tuple[int | None, ...]) -> str:
-    return f"({', '.join('any' if length is None else str(length) for length in shape)})"
 
 
 def _listed(names: Iterable[str]) -> str:

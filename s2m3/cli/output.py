@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+from pydantic import BaseModel
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -25,6 +26,11 @@ Document = TypeVar("Document")
 def print_json(document: object) -> None:
     """Print one JSON document on one line of standard output."""
     print(json.dumps(document))
+
+
+def document_of(message: BaseModel | None) -> object:
+    """A message as a part of a JSON document; None where there is no message."""
+    return message.model_dump(mode="json", exclude_none=True) if message else None
 
 
 def print_result(arguments: argparse.Namespace, document: Document, shown: str | Callable[[Document], object]) -> None:

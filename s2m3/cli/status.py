@@ -11,7 +11,6 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from pydantic import BaseModel
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -27,7 +26,7 @@ from broker.servers.lifetimes import lifetimes
 from broker.transport.connection import Connection
 from broker.transport.retained import KNOWN_S
 from s2m3.cli.arguments import add_connection, connected, connection_of
-from s2m3.cli.output import clock, console, print_result, table
+from s2m3.cli.output import clock, console, document_of, print_result, table
 from s2m3.cli.sites import every_site
 from s2m3.cli.status_sources import source_table, sources_document
 from s2m3.testbed.observer import Observer
@@ -125,28 +124,27 @@ def _within_bounds(counted: Mapping[T, int]) -> dict[T, int]:
 
 
 def _document(observer: Observer) -> dict[str, object]:
-    def dump(message: BaseModel | None) -> object:
-        return message.model_dump(mode="json", exclude_none=True) if message else None
-
     bridge = {} if observer.bridge is None else {"bridge": "up" if observer.bridge else "down"}
     return bridge | {
         "orchestrator": observer.leader.model_dump(mode="json") if observer.leader else None,
         "devices": {
             name: {
-                "state": dump(state),
+                "state": document_of(state),
                 "drained": name in observer.drained,
-                "heartbeat": dump(observer.heartbeats.get(name)),
-                "assignment": dump(observer.assignments.get(name)),
-                "standing": dump(observer.standings.get(name)),
-                "summary": dump(observer.summaries.get(name)),
+                "heartbeat": document_of(observer.heartbeats.get(name)),
+                "assignment": document_of(observer.assignments.get(name)),
+                "standing": document_of(observer.standings.get(name)),
+                "summary": document_of(observer.summaries.get(name)),
             }
             for name, state in sorted(observer.devices.items())
         },
-        "tasks": {name: dump(route) for name, route in sorted(observer.routes.items())},
-        "statuses": {name: dump(status) for name, status in sorted(observer.statuses.items())},
-        "unanswered": dump(observer.unanswered.get("")) or {"unanswerable": {}},
+        "tasks": {name: document_of(route) for name, route in sorted(observer.routes.items())},
+        "statuses": {name: document_of(status) for name, status in sorted(observer.statuses.items())},
+        "unanswered": document_of(observer.unanswered.get("")) or {"unanswerable": {}},
         "sources": sources_document(observer),
-        "last_minute": {name: dump(each) for name, each in traffic_of(summaries_of(observer, time.time())).items()},
+        "last_minute": {
+            name: document_of(each) for name, each in traffic_of(summaries_of(observer, time.time())).items()
+        },
     }
 
 

@@ -5,11 +5,10 @@ Owns the table and the document. Doesn't know how either is printed.
 
 from __future__ import annotations
 
-from pydantic import BaseModel
 from rich.table import Table
 
 from broker.protocol.sources import RunningSource, SourceAnswer, SourcesSpare
-from s2m3.cli.output import clock, table
+from s2m3.cli.output import clock, document_of, table
 from s2m3.testbed.observer import Observer
 
 MOST_SHOWN = 200  # characters of an answer
@@ -30,14 +29,14 @@ def sources_document(observer: Observer) -> dict[str, object]:
     """The sources for programs."""
     running = observer.sources_running.get("")
     return {
-        "state": _dump(observer.sources_state.get("")),
+        "state": document_of(observer.sources_state.get("")),
         "host": running.host if running else None,
-        "spare": _dump(spare_of(observer)),
+        "spare": document_of(spare_of(observer)),
         "sources": {
             name: {
                 "subscribe": source.subscribe if source else None,
                 "task": _task_of(source, answer),
-                "answer": _dump(answer),
+                "answer": document_of(answer),
             }
             for name, source, answer in sources_of(observer)
         },
@@ -81,7 +80,3 @@ def newest_of(answer: SourceAnswer | None) -> str:
 
 def _task_of(source: RunningSource | None, answer: SourceAnswer | None) -> str | None:
     return source.task if source else answer.task if answer else None
-
-
-def _dump(message: BaseModel | None) -> object:
-    return message.model_dump(mode="json", exclude_none=True) if message else None

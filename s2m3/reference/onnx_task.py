@@ -23,7 +23,7 @@ from broker.protocol.specs import ModuleSpec, TaskSpec
 from edge_agent.modules.families import onnx
 from edge_agent.modules.weights import digests, onnx_file
 from edge_agent.modules.weights.hub import DIRECTORY_VARIABLE
-from edge_agent.modules.weights.onnx_file import Signature
+from edge_agent.modules.weights.onnx_file import Signature, show_shape
 from s2m3.catalogue import TYPICAL_BYTES
 from s2m3.reference.onnx_cost import cost
 
@@ -179,7 +179,7 @@ def _told_by(file: Path, signature: Signature, *, is_classifier: bool) -> dict[s
             problem = f"takes rows of {width} numbers, as another node gives them, and not what a sensor sends"
             fix = f"add it to the task file of its encoder by hand ({_PAGE})"
             raise BadFile(file=str(file), problem=problem, fix=fix)
-    taken = ", ".join(f"{name} {dtype} {_text(each)}" for name, (each, dtype) in signature.inputs.items())
+    taken = ", ".join(f"{name} {dtype} {show_shape(each)}" for name, (each, dtype) in signature.inputs.items())
     problem = f"takes {taken}, and its shapes don't tell how a picture, a text or a sound becomes that"
     raise BadFile(file=str(file), problem=problem, fix=f"say it, such as {_EXAMPLE} ({_PAGE})")
 
@@ -208,7 +208,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _text(shape: tuple[int | None, ...]) -> str:
-    return f"({', '.join('any' if length is None else str(length) for length in shape)})"

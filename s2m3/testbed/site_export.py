@@ -23,6 +23,7 @@ from broker.protocol.engines import ENGINES
 from broker.protocol.errors import BadFile
 from broker.protocol.messages import DeviceProfile, Heartbeat
 from broker.protocol.specs import DeviceId, DeviceSpec, FleetSpec, InputSpec, ModuleKey, ModuleName, TaskName, TaskSpec
+from edge_agent.modules.inputs import png_file
 from orchestrator.placement.planner_input import with_measured_footprints
 from s2m3.testbed.observer import Observer
 from s2m3.testbed.replay.library import demo_requests
@@ -294,11 +295,7 @@ def _picture(number: int) -> bytes:
     lines = b"".join(b"\0" + row.tobytes() for row in pixels)
     header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in chunks)
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return png_file.MAGIC + b"".join(png_file.chunk(kind, data) for kind, data in chunks)
 
 
 def _sound(number: int) -> bytes:

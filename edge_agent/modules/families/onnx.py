@@ -33,7 +33,7 @@ from edge_agent.modules import SCORES, Module, Pass
 from edge_agent.modules.inputs import sample_inputs, steps
 from edge_agent.modules.inputs.answers import MAX_LABELS, AsItIs, Likeliest
 from edge_agent.modules.weights import digests, exports, hub, identity, onnx_file, part_source
-from edge_agent.modules.weights.onnx_file import Session
+from edge_agent.modules.weights.onnx_file import Session, show_shape
 
 FILE = "model.onnx"
 FEATURES = "features"
@@ -123,7 +123,7 @@ def _need(spec: ModuleSpec, path: Path, session: Session) -> steps.Need:
             raise ModuleRefused("onnx.encoder needs prepare in the task file: write picture, text or sound there")
         shape = next(iter(session.inputs.values()))[0]
         if len(shape) != 2 or shape[1] is None:  # noqa: PLR2004 - a batch of rows
-            taken = _text(shape)
+            taken = show_shape(shape)
             raise ModuleRefused(f"{path} takes {taken}, and a classifier of features takes (any, width): write prepare")
         return steps.Arrays(shapes={FEATURES: (1, shape[1])})
     if how.picture is not None:
@@ -168,8 +168,8 @@ def _try(path: Path, arrays: Mapping[str, Array], run: Run, labels: int, of: str
     rows = next(iter(arrays.values())).shape[0]
     if found.ndim != 2 or found.shape[0] != rows or not found.size or found.dtype.kind != "f":  # noqa: PLR2004 - rows
         raise ModuleRefused(
-            f"{path}: its first output {run.session.outputs[0]} is {found.dtype} {_text(found.shape)}, and it must be "
-            f"one row of numbers for each input, ({rows}, width): export it so"
+            f"{path}: its first output {run.session.outputs[0]} is {found.dtype} {show_shape(found.shape)}, and it "
+            f"must be one row of numbers for each input, ({rows}, width): export it so"
         )
     if FEATURES not in arrays and not of and not np.isfinite(found).all():  # made-up arrays may be out of its range
         raise ModuleRefused(
@@ -189,8 +189,8 @@ def _check_given(path: Path, arrays: Mapping[str, Array], run: Run, of: str = ""
         fits = len(shape) == array.ndim and all(a in {None, b} for a, b in zip(shape, array.shape, strict=True))
         if not fits or (np.dtype(dtype).kind == "f") != (array.dtype.kind == "f"):
             raise ModuleRefused(
-                f"{path}: its input {name} is {dtype} {_text(shape)}, and prepare gives {array.dtype} "
-                f"{_text(array.shape)}{of}{_fix(shape, dtype, array)}"
+                f"{path}: its input {name} is {dtype} {show_shape(shape)}, and prepare gives {array.dtype} "
+                f"{show_shape(array.shape)}{of}{_fix(shape, dtype, array)}"
             )
 
 
@@ -243,7 +243,3 @@ def _trusted(path: Path, beside: Mapping[str, Path], tokenizer: str | None) -> M
     """The digests of the files that must stay as they were first loaded. Labels may be corrected, in a file, too."""
     files = {FILE: path, **({tokenizer: beside[tokenizer]} if tokenizer else {})}
     return {name: f"sha256:{exports.sha256_of(each)}" for name, each in files.items()}
-
-
-def _text(shape: Sequence[int | None]) -> str:
-    return f"({', '.join('any' if length is None else str(length) for length in shape)})"

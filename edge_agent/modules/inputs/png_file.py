@@ -55,7 +55,7 @@ def read(data: bytes) -> PictureFile:
     orientation = orientation_of(exif, metadata.get(_XMP_TEXT, b""))
     if _TRANSPARENCY in kept:
         kept[_TRANSPARENCY] = _as_decoded(kept[_HEADER], kept[_TRANSPARENCY])
-    file = [MAGIC, *kept.values(), _chunk(_PIXELS, b"".join(pixels)), _chunk(b"IEND", b"")]
+    file = [MAGIC, *kept.values(), chunk(_PIXELS, b"".join(pixels)), chunk(b"IEND", b"")]
     return _picture(kept[_HEADER], b"".join(file), orientation, has_transparency=_TRANSPARENCY in kept)
 
 
@@ -96,7 +96,7 @@ def _as_decoded(header: bytes, transparency: bytes) -> bytes:
         return transparency
     most = 2**bits - 1
     scaled = [value >> 8 if bits == _DEEP_BITS else (value & most) * 255 // most for value in values]
-    return _chunk(_TRANSPARENCY, struct.pack(f">{len(scaled)}H", *scaled))
+    return chunk(_TRANSPARENCY, struct.pack(f">{len(scaled)}H", *scaled))
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
@@ -143,5 +143,6 @@ def _raw_profile(text: bytes) -> bytes:
         return b""
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG file, with its length and its checksum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -23,7 +23,7 @@ import math
 import mmap
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -282,6 +282,11 @@ def _opened(path: Path, options: onnxruntime.SessionOptions) -> tuple[onnxruntim
 
 def _wrong_type(path: Path, what: str, kind: str, others: str) -> str:
     return f"{path}: the {what} is {kind}, and a {others} {', '.join(sorted(DTYPES))}: export it with one of these"
+
+
+def show_shape(shape: Sequence[int | None]) -> str:
+    """A shape as sentences have it: ``(1, any, 384)``."""
+    return f"({', '.join('any' if length is None else str(length) for length in shape)})"
 
 
 def reason(error: Exception) -> str:
