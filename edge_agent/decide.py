@@ -35,20 +35,26 @@ from edge_agent.state import AgentState
 LEAVE_S = 1.0  # a removed front door stays in its share group so long: the new one may not have joined yet
 
 
-def decide(state: AgentState, event: events.Event, now_s: float, actions: list[Action] | None = None) -> list[Action]:
-    """Apply one event and return what to do about it.
-
-    It is appended to ``actions``, where they are given: after an error they have what was decided before.
-    """
-    actions = [] if actions is None else actions
-    waiting: deque[events.Event] = deque([event])
+def decide(state: AgentState, event: events.Event, now_s: float) -> list[Action]:
+    """Apply one event, and the messages by which it goes on here; return what to do about all of it."""
+    actions, waiting = list[Action](), deque([event])
     while waiting:
-        event = waiting.popleft()
-        for action in RULES[type(event)](state, event, now_s):
-            if isinstance(action, Send) and action.receiver == state.device:
-                waiting.append(events.Received(state.device, action.message, action.values))
-            else:
-                actions.append(action)
+        actions += step(state, waiting, now_s)
+    return actions
+
+
+def step(state: AgentState, waiting: deque[events.Event], now_s: float) -> list[Action]:
+    """Apply the first event that waits, and return what to do about it. Messages that stay here wait, too.
+
+    So others get their messages before this device goes on, also if that fails.
+    """
+    event = waiting.popleft()
+    actions: list[Action] = []
+    for action in RULES[type(event)](state, event, now_s):
+        if isinstance(action, Send) and action.receiver == state.device:
+            waiting.append(events.Received(state.device, action.message, action.values))
+        else:
+            actions.append(action)
     return actions
 
 

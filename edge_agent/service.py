@@ -35,7 +35,7 @@ from broker.transport.refusals import Refusals, read_again
 from edge_agent import events, wire
 from edge_agent.config import AgentConfig
 from edge_agent.config import connections as connections_of
-from edge_agent.decide import decide
+from edge_agent.decide import step
 from edge_agent.device.awake_clock import AwakeClock
 from edge_agent.device.broker_drops import BrokerDrops
 from edge_agent.device.client_takeover import ClientTakeover
@@ -302,12 +302,10 @@ class Agent:
     def _handle(self, event: events.Event, now_s: float) -> None:
         if isinstance(event, events.Ran):
             self._computing.discard(event.run)
-        chosen: list[events.Action] = []
         try:
-            try:
-                decide(self._state, event, now_s, chosen)
-            finally:  # after a bug, too: the state has changed with what was decided before
-                self._perform(chosen)
+            waiting = deque([event])
+            while waiting:
+                self._perform(step(self._state, waiting, now_s))
         except Exception as error:  # noqa: BLE001 - a bug that one message meets must not end the service of all others
             self._state.dropped["internal_error"] += 1
             self._log.exception("event_failed", event_kind=type(event).__name__)

@@ -42,7 +42,7 @@ from broker.transport.memory import MemoryBroker, MemoryTransport
 from broker.transport.port import Delivery, Outgoing
 from edge_agent import heart, service, term, wire, workers
 from edge_agent.config import AgentConfig
-from edge_agent.decide import decide
+from edge_agent.decide import step
 from edge_agent.device.calibration import Calibration
 from edge_agent.device.link_probe import LARGE, ROUNDS, SMALL
 from edge_agent.device.measurements import Measurements
@@ -499,11 +499,11 @@ def test_it_sends_no_heartbeats_while_its_data_link_is_down(start: Callable[...,
 def test_a_hung_loop_sends_no_heartbeats(start: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
     released, hung, silent = threading.Event(), threading.Event(), threading.Event()
 
-    def hang(state: Any, event: Any, now_s: float, actions: Any) -> Any:
-        if event == LeaderAnnounced(OrchestratorState(epoch=9, online=True, session=1)):
+    def hang(state: Any, waiting: Any, now_s: float) -> Any:
+        if waiting[0] == LeaderAnnounced(OrchestratorState(epoch=9, online=True, session=1)):
             hung.set()
             released.wait(WAIT_S)
-        return decide(state, event, now_s, actions)
+        return step(state, waiting, now_s)
 
     class Log:
         def bind(self, **_: object) -> Log:
@@ -516,7 +516,7 @@ def test_a_hung_loop_sends_no_heartbeats(start: Callable[..., World], monkeypatc
         def __getattr__(self, _: str) -> Callable[..., None]:
             return lambda *_, **__: None
 
-    monkeypatch.setattr(service, "decide", hang)
+    monkeypatch.setattr(service, "step", hang)
     monkeypatch.setattr(heart, "HUNG_S", 0.7)
     monkeypatch.setattr(heart, "log", Log())
     world = start()

@@ -12,7 +12,7 @@ from broker.transport.connection import Connection
 from broker.transport.memory import MemoryBroker
 from edge_agent import events
 from edge_agent.config import AgentConfig
-from edge_agent.decide import decide
+from edge_agent.decide import step
 from edge_agent.service import Agent
 from orchestrator.service import Orchestrator
 from s2m3.sources.files import Configuration
@@ -52,9 +52,9 @@ def test_an_agent_whose_loop_hangs_feeds_the_watchdog_no_more(tmp_path: Path, mo
         if hangs.is_set():
             hung.set()
             ends.wait()
-        return decide(*arguments)  # type: ignore[arg-type]
+        return step(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("edge_agent.service.decide", hang)
+    monkeypatch.setattr("edge_agent.service.step", hang)
     with supervisor(tmp_path, WATCHDOG_S) as systemd:
         agent = agent_on(MemoryBroker(), systemd.environ)
         with running(agent):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 from inspect import isfunction, isgeneratorfunction
 from types import ModuleType
@@ -25,7 +26,7 @@ from broker.protocol.messages import (
 from broker.transport.port import RECONNECT_S
 from edge_agent import decide as decide_module
 from edge_agent import events
-from edge_agent.decide import LEAVE_S, decide
+from edge_agent.decide import LEAVE_S, decide, step
 from edge_agent.events import (
     Action,
     ControlLinkRestored,
@@ -37,6 +38,7 @@ from edge_agent.events import (
     ModuleReady,
     NotReceived,
     PublishEvent,
+    PublishTrace,
     Ran,
     Received,
     Reply,
@@ -141,6 +143,25 @@ def test_every_rule_returns_a_list_and_none_is_a_generator(rules: ModuleType) ->
     entries = [name for name in found if name.startswith(("on_", "_on_"))]
     assert entries
     assert {name: get_type_hints(found[name])["return"] for name in entries} == dict.fromkeys(entries, list[Action])
+
+
+def test_others_get_their_messages_before_this_device_goes_on() -> None:
+    state = agent("gw-a", HEAD, routes=[zero_shot_route(encoder=("gw-b",), head=("gw-a",), front_door=("gw-a",))])
+    waiting: deque[events.Event] = deque([ASKED])
+    asks = step(state, waiting, 0.0)
+    assert only(asks, Send).receiver == "gw-b"
+    assert not state.pending
+    (own,) = waiting
+    assert isinstance(own, Received)
+    decide(state, own, 0.0)
+    sent = only(asks, Send).message
+    assert isinstance(sent, NodeInputs)
+    inputs = sent.model_copy(update={"node": "head", "content_types": {}})
+    run = only(decide(state, Received("gw-b", inputs, {"encoder": features().tensors}), 0.1), Run)
+    waiting = deque([computed(run, Output({}, {"label": "a cat"}))])
+    assert all_of(step(state, waiting, 0.2), Reply)
+    assert state.coordinated  # it hears that the request has ended after the answer
+    only(step(state, waiting, 0.2), PublishTrace)
 
 
 def test_a_rule_has_its_effect_though_its_actions_are_dropped(front: AgentState) -> None:
