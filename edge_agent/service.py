@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -201,11 +201,11 @@ class Agent:
             is_kept = self._mailbox.put_control(item, size_bytes, certain=certain)
             if link == "control" and not is_kept:
                 self._refusals.note(item.at_s)
-        elif event.retain or not wire.is_request(self._prefix, event.topic):
+        elif event.retain or (client := wire.client_of(self._prefix, event.topic)) is None:
             self._mailbox.put_data(item, len(event.payload))
         else:
-            account = self._accounts.of(wire.client_of(self._prefix, event.topic), item.at_s)
-            item = replace(item, account=account)
+            account = self._accounts.of(client, item.at_s)
+            item = _FromLink(link, event, item.at_s, account)
             if not self._mailbox.put_request(item, len(event.payload), client=account):
                 self._refuse(event)
 
@@ -327,9 +327,8 @@ class Agent:
         link, event = item.link, item.event
         match event:
             case port.Delivery():
-                read = wire.event_of(self._prefix, event)
-                if isinstance(read, events.Requested):
-                    return replace(read, waited_s=max(0.0, time.monotonic() - item.at_s), client=item.account)
+                waited_s = max(0.0, time.monotonic() - item.at_s)
+                read = wire.event_of(self._prefix, event, account=item.account, waited_s=waited_s)
                 if not isinstance(read, events.ConnectionEvent):
                     return read
                 self._on_connection_event(read, item.at_s)

@@ -53,14 +53,16 @@ def data_filters(prefix: str, device: DeviceId) -> tuple[str, ...]:
     return (topics.TENSORS.filter(prefix, receiver=device), topics.DEVICE_ECHO.at(prefix, device=device))
 
 
-def is_request(prefix: str, topic: str) -> bool:
-    """Whether a topic is one of requests."""
-    is_of_task = topic.startswith(f"{prefix}/tasks/")  # most topics of the data connection aren't
-    return is_of_task and any(each.match(prefix, topic) is not None for each in topics.REQUESTS)
-
-
-def event_of(prefix: str, delivery: Delivery) -> events.Event | events.ConnectionEvent | None:
+def event_of(
+    prefix: str, delivery: Delivery, *, account: ClientName | None = None, waited_s: float = 0.0
+) -> events.Event | events.ConnectionEvent | None:
     """The event of a delivered message; None when an agent ignores it, such as a cleared topic.
+
+    Args:
+        prefix: of the topics.
+        delivery: the message.
+        account: of a request's client; None: that which its topic names.
+        waited_s: since it arrived.
 
     Raises:
         RemoteProtocolError: it breaks the contract.
@@ -84,21 +86,25 @@ def event_of(prefix: str, delivery: Delivery) -> events.Event | events.Connectio
             reply_to=topics.answer_topic(prefix, incoming, delivery.response_topic),
             correlation=delivery.correlation or b"",
             expiry_s=delivery.expiry_s,
-            client=incoming.ids.get("client", ""),
+            client=incoming.ids.get("client", "") if account is None else account,
             traceparent=delivery.traceparent,
+            waited_s=waited_s,
         )
     return _control_event(incoming, retained=delivery.retain)
 
 
-def client_of(prefix: str, topic: str) -> ClientName:
-    """The client that a request's topic names, or an empty text."""
-    ids = topics.CLIENT_REQUESTS.match(prefix, topic)
-    return ids["client"] if ids else ""
+def client_of(prefix: str, topic: str) -> ClientName | None:
+    """The client that a request's topic names, or an empty text; None for a topic that isn't one of requests."""
+    if not topic.startswith(f"{prefix}/tasks/"):  # most topics of the data connection
+        return None
+    if (ids := topics.CLIENT_REQUESTS.match(prefix, topic)) is not None:
+        return ids["client"]
+    return None if topics.TASK_REQUESTS.match(prefix, topic) is None else ""
 
 
 def _refuse_wrong_request(prefix: str, delivery: Delivery) -> None:
     """Refuse a retained request, and an unknown topic below a task's; others are of a newer version."""
-    known = is_request(prefix, delivery.topic)
+    known = client_of(prefix, delivery.topic) is not None
     if known and delivery.retain:
         raise RemoteProtocolError("a retained message isn't a request: publish it without the retain flag")
     if not known and delivery.topic.startswith(f"{prefix}/tasks/") and "/requests/" in delivery.topic:

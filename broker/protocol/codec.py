@@ -83,11 +83,8 @@ def decode(kind: type[M], payload: bytes) -> M:
 def encode_tensors(message: TensorMessage, tensors: Tensors) -> bytes:
     """Write arrays with their envelope as metadata: strings unchanged, other fields as JSON text."""
     fields = message.model_dump(mode="json", exclude_none=True)
-    return pack(tensors, {name: _text_of(value) for name, value in fields.items()})
-
-
-def _text_of(value: object) -> str:
-    return value if isinstance(value, str) else to_json(value).decode()
+    texts = {name: each if isinstance(each, str) else to_json(each).decode() for name, each in fields.items()}
+    return pack(tensors, texts)
 
 
 def decode_tensors(payload: bytes) -> tuple[TensorMessage, dict[str, Array]]:
@@ -130,20 +127,19 @@ def decode_request(payload: bytes, content_type: str, expected: Mapping[str, Inp
         RequestFailed: ``bad_input`` or ``too_large``, with a sentence that says what to send instead.
     """
     _check_content_type(content_type)
-    wanted = described_inputs(expected)
     if not payload:
-        raise RequestFailed(ErrorCode.BAD_INPUT, f"the payload is empty: this task takes {wanted}")
+        raise RequestFailed(ErrorCode.BAD_INPUT, f"the payload is empty: this task takes {described_inputs(expected)}")
     if len(payload) > MAX_MESSAGE_BYTES:
         size, limit = show_sizes(len(payload), MAX_MESSAGE_BYTES)
         raise RequestFailed(ErrorCode.TOO_LARGE, f"the request has {size}, at most {limit} are allowed")
     form = _form_of(payload, content_type)
     if form == SAFETENSORS:
-        inputs = _named_inputs(payload, expected, wanted)
+        inputs = _named_inputs(payload, expected)
     elif form == JSON:
         _refuse_as_json(payload)
-        inputs = _json_inputs(payload, expected, wanted)
+        inputs = _json_inputs(payload, expected)
     else:
-        inputs = {_only_input(payload, content_type, expected, wanted): RawInput(payload, content_type)}
+        inputs = {_only_input(payload, content_type, expected): RawInput(payload, content_type)}
     for name, raw in inputs.items():
         _check_input(name, raw, expected[name])
     complete: dict[str, RawInput] = {}
@@ -151,8 +147,9 @@ def decode_request(payload: bytes, content_type: str, expected: Mapping[str, Inp
         if name not in inputs and spec.default is None:
             raise RequestFailed(
                 ErrorCode.BAD_INPUT,
-                f"the input {name} is missing: this task takes {wanted}; send several inputs as one JSON object of "
-                f"these names, or as one safetensors document of byte arrays, with content type {SAFETENSORS}",
+                f"the input {name} is missing: this task takes {described_inputs(expected)}; send several inputs as "
+                "one JSON object of these names, or as one safetensors document of byte arrays, with content type "
+                f"{SAFETENSORS}",
             )
         complete[name] = inputs[name] if name in inputs else RawInput(spec.default_bytes, "text/plain")
     return complete
@@ -231,37 +228,38 @@ def load_digest(key: ModuleKey) -> str:
     return hashlib.sha256(b"load\0" + key.encode()).hexdigest()[:32]
 
 
-def _named_inputs(payload: bytes, expected: Mapping[str, InputSpec], wanted: str) -> dict[str, RawInput]:
+def _named_inputs(payload: bytes, expected: Mapping[str, InputSpec]) -> dict[str, RawInput]:
     try:
         arrays, content_types = unpack(payload)
     except RemoteProtocolError as error:
         raise RequestFailed(
             ErrorCode.BAD_INPUT, f"{error}; write it with the safetensors library and send all of it"
         ) from error
-    _check_names(arrays.keys(), expected, wanted)
-    if wrong := [name for name, array in arrays.items() if array.dtype.name != "uint8"]:
+    _check_names(arrays.keys(), expected)
+    if wrong := [name for name, array in arrays.items() if array.dtype.str != "|u1"]:  # ``name`` is made in Python
         raise RequestFailed(
             ErrorCode.BAD_INPUT, f"input {wrong[0]} must be an array of bytes (U8): the encoded file itself"
         )
     return {name: RawInput(array.tobytes(), content_types.get(name, "")) for name, array in arrays.items()}
 
 
-def _json_inputs(payload: bytes, expected: Mapping[str, InputSpec], wanted: str) -> dict[str, RawInput]:
+def _json_inputs(payload: bytes, expected: Mapping[str, InputSpec]) -> dict[str, RawInput]:
     values = read_json(payload)
-    _check_names(values.keys(), expected, wanted)
+    _check_names(values.keys(), expected)
     return {
         name: RawInput(*bytes_of(name, value, expected[name].kind, MAX_INPUT_BYTES)) for name, value in values.items()
     }
 
 
-def _check_names(names: Collection[str], expected: Mapping[str, InputSpec], wanted: str) -> None:
+def _check_names(names: Collection[str], expected: Mapping[str, InputSpec]) -> None:
     if unknown := sorted(set(names) - expected.keys()):
         raise RequestFailed(
-            ErrorCode.BAD_INPUT, f"unknown input {unknown[0][:MAX_NAME_SHOWN]!r}: this task takes {wanted}"
+            ErrorCode.BAD_INPUT,
+            f"unknown input {unknown[0][:MAX_NAME_SHOWN]!r}: this task takes {described_inputs(expected)}",
         )
 
 
-def _only_input(payload: bytes, content_type: str, expected: Mapping[str, InputSpec], wanted: str) -> str:
+def _only_input(payload: bytes, content_type: str, expected: Mapping[str, InputSpec]) -> str:
     """The name of a raw input: the first of its kind, and of these the first without a default."""
     _refuse_encoded(payload, {spec.kind for spec in expected.values()})
     kind = kind_of(content_type)
@@ -279,7 +277,7 @@ def _only_input(payload: bytes, content_type: str, expected: Mapping[str, InputS
                 "send one of these; several as one JSON object of these names, or as one safetensors document of byte "
             )
             fix += f"arrays, with content type {SAFETENSORS}"
-        raise RequestFailed(ErrorCode.BAD_INPUT, f"{wrong_kind('this task', wanted, sent)}: {fix}")
+        raise RequestFailed(ErrorCode.BAD_INPUT, f"{wrong_kind('this task', described_inputs(expected), sent)}: {fix}")
     return min(fitting, key=lambda name: expected[name].default is not None)
 
 

@@ -435,7 +435,7 @@ def _number_of(value: object) -> object:
     return int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else value
 
 
-FenceText = Annotated[int, BeforeValidator(_number_of), Field(strict=True, ge=0, le=MAX_FENCE)]
+FenceText = Annotated[Fence, BeforeValidator(_number_of)]
 """A fencing number in metadata, where it travels as text."""
 
 
@@ -541,7 +541,7 @@ class NodeDone(Envelope):
     compute_s: Annotated[NotNegative, Field(exclude_if=_unless(0.0))] = 0.0  # of its pass
     input_bytes: Annotated[Count, BeforeValidator(_from_text), Field(exclude_if=_unless(0))] = 0  # that it took
     cache_hit: Annotated[bool, Field(exclude_if=_unless(default=False))] = False  # its output was kept, not computed
-    batch: Annotated[Count, BeforeValidator(_from_text), Field(ge=1, exclude_if=_unless(1))] = 1  # nodes in its pass
+    batch: Annotated[Count, Field(ge=1, exclude_if=_unless(1)), BeforeValidator(_from_text)] = 1  # nodes in its pass
 
 
 class NodeFailed(Envelope):

@@ -69,12 +69,13 @@ MAX_TASKS = 2_000  # of a site: so many the orchestrator deploys, and of so many
 MAX_TASKS_BYTES = 4 * 1024 * 1024  # of their specs, and of their routes, as JSON; those of a usual task have 2 kB
 MAX_LEVEL_BYTES = 64
 LEVEL_PATTERN = r"^[^/+#\x00]+$"
+_LEVEL = re.compile(LEVEL_PATTERN[1:-1])
 INVALID_LEVEL = f"is not a valid topic level: use 1 to {MAX_LEVEL_BYTES} bytes of UTF-8 without + # / and NUL"
 
 
 def is_level(text: str) -> bool:
     """Whether a text can be the level of a topic that a sensor chooses."""
-    return re.fullmatch(LEVEL_PATTERN[1:-1], text) is not None and len(text.encode(errors="replace")) <= MAX_LEVEL_BYTES
+    return _LEVEL.fullmatch(text) is not None and len(text.encode(errors="replace")) <= MAX_LEVEL_BYTES
 
 
 ClientName = str

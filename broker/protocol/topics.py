@@ -11,7 +11,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from operator import itemgetter
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -187,14 +188,14 @@ NOT_BRIDGED = "no site of this name is bridged to this broker"
 """The sentence, at a core, about a site of which no bridge has said anything."""
 
 
-def _by_literal_levels() -> dict[int, dict[tuple[int, ...], dict[tuple[str, ...], Topic]]]:
+def _by_literal_levels() -> dict[int, dict[itemgetter[Any], dict[Any, Topic]]]:
     """The rows by their number of levels, the places of the levels that are given, and these levels."""
-    rows: dict[int, dict[tuple[int, ...], dict[tuple[str, ...], Topic]]] = {}
+    rows: dict[int, dict[tuple[int, ...], dict[Any, Topic]]] = {}
     for row in TOPICS:
         levels = row.template.split("/")
         places = tuple(place for place, level in enumerate(levels) if not _LEVEL.fullmatch(level))
-        rows.setdefault(len(levels), {}).setdefault(places, {})[tuple(levels[place] for place in places)] = row
-    return rows
+        rows.setdefault(len(levels), {}).setdefault(places, {})[itemgetter(*places)(levels)] = row
+    return {count: {itemgetter(*places): found for places, found in each.items()} for count, each in rows.items()}
 
 
 _ROWS = _by_literal_levels()
@@ -227,8 +228,8 @@ def read(prefix: str, topic: str, payload: bytes, *, retained: bool = False) -> 
     if not topic.startswith(prefix + "/"):
         return None
     levels = topic[len(prefix) + 1 :].split("/")
-    for places, rows in _ROWS.get(len(levels), {}).items():
-        row = rows.get(tuple(levels[place] for place in places))
+    for given, rows in _ROWS.get(len(levels), {}).items():
+        row = rows.get(given(levels))
         if row is not None and (ids := row.match(prefix, topic)) is not None:
             return None if retained and not row.retain else Incoming(row, ids, payload)
     return None

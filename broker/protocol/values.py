@@ -17,7 +17,7 @@ class Value(BaseModel):
 
     def __copy__(self) -> Self:
         copied = super().__copy__()
-        for computed in copied.__dict__.keys() - type(self).model_fields.keys():
+        for computed in copied.__dict__.keys() - type(self).__pydantic_fields__.keys():
             del copied.__dict__[computed]
         return copied
 

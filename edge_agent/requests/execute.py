@@ -40,6 +40,7 @@ MAX_PENDING_BYTES = 128 * 1024 * 1024  # of their inputs and messages
 MAX_KEPT = 4096  # outputs that answer a retry without computing again
 MAX_KEPT_BYTES = 64 * 1024 * 1024
 SWEEP_S = 1.0  # between two searches for expired outputs
+_ENVELOPE = tuple(Envelope.model_fields)
 
 
 def on_inputs(state: AgentState, event: Received, message: NodeInputs, now_s: float) -> list[Action]:
@@ -164,7 +165,8 @@ def _on_output(state: AgentState, event: Ran, now_s: float) -> list[Action]:
     )
     given = output.tensors if event.given is None else event.given
     size_bytes = kept_bytes_of(output.tensors) + (0 if event.given is None else kept_bytes_of(given))
-    size_bytes += len(json.dumps(output.answer)) + NODE_BYTES * (len(pending.timings) + 1)
+    size_bytes += 0 if output.answer is None else len(json.dumps(output.answer))
+    size_bytes += NODE_BYTES * (len(pending.timings) + 1)
     kept = KeptOutput(
         output,
         given,
@@ -346,7 +348,7 @@ def failure(message: NodeInputs, error: ErrorBody, *, retry: bool, quarantined: 
 
 
 def _envelope(message: NodeInputs) -> dict[str, object]:
-    return {name: getattr(message, name) for name in Envelope.model_fields}
+    return {name: getattr(message, name) for name in _ENVELOPE}
 
 
 def _keep(state: AgentState, run: NodeRun, kept: KeptOutput, now_s: float) -> None:
