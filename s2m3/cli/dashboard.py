@@ -6,12 +6,12 @@ import argparse
 
 from broker.arguments import add_broker, add_until_stdin_closes
 from broker.process import log_to_stderr
-from broker.protocol.errors import BadFile, S2M3Error
+from broker.protocol.errors import BadFile
 from broker.protocol.topics import is_at_core, prefix_of
 from s2m3.cli.arguments import connection_of, port
+from s2m3.cli.extras import imports_of
 
 PORT = 8090
-EXTRA = frozenset({"starlette", "uvicorn", "python_multipart"})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,14 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve the page until a signal comes; returns the exit status 0."""
-    try:
+    with imports_of("dashboard", "the dashboard needs"):
         from s2m3.dashboard import server  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRA:
-            raise
-        needs = f"the dashboard needs {package}, which isn't installed: pip install 's2m3[dashboard]'"
-        raise S2M3Error(needs) from error
     connection = connection_of(arguments)
     if arguments.allow_control and is_at_core(prefix_of(connection.site)):
         problem = "can't be used at a core, for no bridge carries these orders"

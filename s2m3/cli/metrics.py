@@ -6,8 +6,8 @@ import argparse
 
 from broker.arguments import add_broker, add_until_stdin_closes
 from broker.process import log_to_stderr
-from broker.protocol.errors import S2M3Error
 from s2m3.cli.arguments import connection_of, port
+from s2m3.cli.extras import imports_of
 
 HOST, PORT = "127.0.0.1", 9464  # the port that OpenTelemetry's exporters for Prometheus have
 
@@ -24,13 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Export until a signal comes; returns the exit status 0."""
-    try:
+    with imports_of("metrics", "metrics need"):
         from s2m3.metrics import service  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "prometheus_client":
-            raise
-        text = "metrics need prometheus-client, which isn't installed: pip install 's2m3[metrics]'"
-        raise S2M3Error(text) from error
     log_to_stderr(arguments.log_format)
     service.run(
         connection_of(arguments),

@@ -33,7 +33,16 @@ from broker.protocol.messages import Drain
 from s2m3.dashboard.feed import Feed
 from s2m3.http.answers import response_of
 from s2m3.http.bodies import MAX_BODY_BYTES, Room, read_body, size_of
-from s2m3.http.refusals import BAD_REQUEST, FORBIDDEN, INTERNAL, NOT_FOUND, NOT_FOUND_CODE, UNAVAILABLE, Refusal
+from s2m3.http.refusals import (
+    BAD_REQUEST,
+    FORBIDDEN,
+    INTERNAL,
+    NOT_FOUND,
+    NOT_FOUND_CODE,
+    UNAVAILABLE,
+    Refusal,
+    refused,
+)
 
 log = structlog.get_logger()
 
@@ -94,7 +103,7 @@ def application(dashboard: Dashboard) -> ASGIApp:
         await dashboard.feed.orders.set_drain(device, drain=wanted)
         return JSONResponse({"device": device, "drain": wanted})
 
-    handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _not_served, Exception: _failed}
+    handlers: dict[Any, Any] = {Refusal: refused, HTTPException: _not_served, Exception: _failed}
     paths = [
         Route("/api/updates", updates, methods=["GET"]),
         Route("/api/ask/{task}", ask, methods=["POST"]),
@@ -155,11 +164,6 @@ class _WithHeaders:
             await send(message)
 
         await self._app(scope, receive, send_with)
-
-
-async def _refused(_: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)  # noqa: S101 - it is the handler of this class
-    return error.response()
 
 
 async def _not_served(_: Request, error: Exception) -> Response:

@@ -10,7 +10,6 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import hmac
 import math
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -43,6 +42,8 @@ from s2m3.http.refusals import (
     UNAUTHORIZED,
     UNAVAILABLE,
     Refusal,
+    refused,
+    shows_token,
 )
 from s2m3.http.site import BACK_S, Site
 from s2m3.listening import is_own_name
@@ -114,7 +115,7 @@ def application(door: Door) -> ASGIApp:
         Route("/v1/models/{model}", model, methods=["GET"]),
         Route(HEALTH, health, methods=["GET"]),
     ]
-    handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _not_served, Exception: _failed}
+    handlers: dict[Any, Any] = {Refusal: refused, HTTPException: _not_served, Exception: _failed}
     app = Starlette(routes=paths, exception_handlers=handlers)
     app.router.redirect_slashes = False  # a redirection would lead where the Host header says
     return _Guard(app, door.token)
@@ -182,15 +183,9 @@ class _Guard:
                 return None
             message = "a web page, or another name of this machine, may ask only with a token: start with --token-file"
             return Refusal(FORBIDDEN, "forbidden", message)
-        scheme, _, shown = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode("latin-1"), self._token.encode()):
+        if shows_token(headers, self._token):
             return None
         return Refusal(UNAUTHORIZED, "unauthorized", "send the token: Authorization: Bearer TOKEN")
-
-
-async def _refused(_: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)  # noqa: S101 - it is the handler of this class
-    return error.response()
 
 
 async def _not_served(_: Request, error: Exception) -> Response:

@@ -1,12 +1,15 @@
 """Errors over HTTP: the status, the JSON body, and the header that says when to try again.
 
-Owns which error code has which status. The body has the shape that OpenAI's clients read.
+Owns which error code has which status, and the check of a token. The body has the shape that OpenAI's clients read.
 """
 
 from __future__ import annotations
 
+import hmac
 import math
 
+from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from broker.protocol.errors import ErrorCode
@@ -64,6 +67,18 @@ class Refusal(Exception):
         if self.status in _UNREAD:
             headers["Connection"] = "close"
         return JSONResponse({"error": body}, self.status, headers)
+
+
+async def refused(_: Request, error: Exception) -> JSONResponse:
+    """The response of an application to a request for which a ``Refusal`` was raised."""
+    assert isinstance(error, Refusal)  # noqa: S101 - it is the handler of this class
+    return error.response()
+
+
+def shows_token(headers: Headers, token: str) -> bool:
+    """Whether a request shows the token: ``Authorization: Bearer TOKEN``. It takes equally long for any other one."""
+    scheme, _, shown = headers.get("authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode("latin-1"), token.encode())
 
 
 def refusal_of(error: ErrorBody) -> Refusal:

@@ -5,7 +5,6 @@ Owns its paths. A name is a SHA-256 and nothing else, so no request leads out of
 
 from __future__ import annotations
 
-import hmac
 import re
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from s2m3.http.refusals import shows_token
 from s2m3.http.server import Server, context_of
 from s2m3.listening import listening
 
@@ -52,10 +52,7 @@ def application(folder: Path, token: str | None = None) -> Starlette:
     """The application: the files of a folder, and ``/healthz``, which needs no token."""
 
     async def file(request: Request) -> Response:
-        scheme, _, shown = request.headers.get("authorization", "").partition(" ")
-        if token is not None and not (
-            scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode("latin-1"), token.encode())
-        ):
+        if token is not None and not shows_token(request.headers, token):
             return PlainTextResponse(
                 "send the token: Authorization: Bearer TOKEN\n", 401, {"WWW-Authenticate": "Bearer"}
             )

@@ -9,6 +9,7 @@ from broker.arguments import count, number
 from broker.protocol.sizes import show_bytes, show_count
 from s2m3.bench import machine
 from s2m3.cli.arguments import add_json
+from s2m3.cli.extras import imports_of
 from s2m3.cli.output import console, print_result, show_progress, table
 
 
@@ -31,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print; 0 if the run is valid, all tasks were routed, and no failure moved more than it had to."""
-    from s2m3.bench.fleet.measure import Settings, measure  # noqa: PLC0415 - after the arguments, as for all benches
+    with imports_of("bench", "the measurement needs"):
+        from s2m3.bench.fleet.measure import Settings, measure  # noqa: PLC0415 - after the arguments, as for all benches
 
     settings = Settings(
         devices=arguments.devices,
