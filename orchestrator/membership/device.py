@@ -262,7 +262,9 @@ def _with_new_session(known: Device, session: int, status: Status, profile: Devi
 
 
 def _on_will(known: Device, session: int, now_s: float) -> Device:
-    if session == known.session and known.status != "offline":
+    if session == known.session:
+        if known.status == "offline":
+            return known
         return replace(without_reports(known), status="offline", ended_s=now_s, before_will=known)
     if known.past_sessions.get(session, _ENDED) != _ENDED:
         return replace(known, past_sessions={**known.past_sessions, session: _ENDED})

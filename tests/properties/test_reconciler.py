@@ -55,6 +55,7 @@ from orchestrator.events import (
     RequestPlan,
     RequestRebirth,
     RetainedRouteReceived,
+    RevisionReceived,
     TaskDeployed,
     TaskRejected,
     TaskUndeployed,
@@ -155,7 +156,7 @@ class Reconciler(RuleBasedStateMachine):
         self.drained: dict[str, DrainReceived] = {}  # by an operator, as the broker remembers it
         self.restored: set[str] = set()  # specs given back to a broker without memory
         self.drained_anew: set[str] = set()  # and drains
-        self.saved: tuple[Any, Any, Any] | None = None  # an old memory of the broker: leader, specs and drains
+        self.saved: tuple[Any, Any, Any, Any] | None = None  # an old memory of the broker: leader, orders, revisions
         self.epoch = 0
         self.leader: OrchestratorState | None = None  # what the broker remembers of us
         self.will: OrchestratorState | None = None  # of our link: it doesn't know later changes
@@ -659,15 +660,20 @@ class Reconciler(RuleBasedStateMachine):
     @precondition(lambda self: self.state.settled and self.leader is not None and self.has_only_valid_specs)
     @rule()
     def the_broker_saves_its_memory(self) -> None:
-        specs = {name: event for name, event in self.specs.items() if isinstance(event, TaskDeployed)}
-        self.saved = (self.leader, specs, dict(self.drained))
+        kept = {name: event for name, event in self.specs.items() if isinstance(event, TaskDeployed)}
+        revisions = [
+            RevisionReceived(task, spec.revision, spec)
+            for task, specs in self.state.orders.revisions.items()
+            for spec in specs
+        ]
+        self.saved = (self.leader, kept, dict(self.drained), revisions)
 
     @precondition(lambda self: self.state.settled and self.saved is not None)
     @rule(restarts=st.booleans())
     def the_broker_returns_with_what_it_saved(self, *, restarts: bool) -> None:
         """It has specs and drains of some time ago; all that changed since is restored, in both directions."""
         assert self.saved is not None
-        self.leader, specs, drained = self.saved
+        self.leader, specs, drained, revisions = self.saved
         self.specs = {name: TaskDeployed(spec) for name, spec in self.valid.items()}
         self.routes.clear()
         self.assignments.clear()
@@ -677,7 +683,7 @@ class Reconciler(RuleBasedStateMachine):
         else:
             self._link_up()
         retained = [replace(event, retained=True) for event in (*specs.values(), *drained.values())]
-        for event in retained:
+        for event in [*retained, *revisions]:
             self.feed(event)
         for seconds in (READ_RETAINED_S, 1.5 - READ_RETAINED_S):
             self.now_s += seconds

@@ -99,6 +99,12 @@ def test_a_device_whose_last_number_another_client_made_up_is_back_two_heartbeat
     assert (back.alive, back.seq, back.past_sessions) == (True, 6, {})
 
 
+def test_a_will_that_comes_twice_changes_nothing_the_second_time_also_of_a_session_that_fell_silent_before() -> None:
+    dead = on_event(on_event(alive(), gw_heartbeat(5), 0.5), Tick(), 4.0)
+    ended = on_event(on_event(dead, gw_heartbeat(2), 4.5), will(), 5.0)
+    assert on_event(ended, will(), 5.0) == ended
+
+
 def test_heartbeats_and_deaths_of_unknown_devices_change_nothing() -> None:
     assert on_event(listening(), gw_heartbeat(1), 0.0).devices == {}
     assert on_event(listening(), will(), 0.0).devices == {}
