@@ -31,7 +31,10 @@ class LoopClock:
         """Go on to the real time: no message waits."""
         self.now_s = max(self.now_s, time.monotonic())
 
-    def has_paused(self, waited_s: float = 0.0) -> bool:
-        """Whether the process stood still since the last call, beyond the ``waited_s`` for which it meant to wait."""
+    def has_paused(self, waited_s: float = 0.0, longest_s: float | None = None) -> bool:
+        """Whether the process stood still since the last call, beyond the ``waited_s`` for which it meant to wait.
+
+        A step may take ``longest_s``; as long as always, if None.
+        """
         looked_s, self._looked_s = self._looked_s, time.monotonic()
-        return self._looked_s > looked_s + waited_s + self._longest_s
+        return self._looked_s > looked_s + waited_s + (self._longest_s if longest_s is None else longest_s)

@@ -247,6 +247,8 @@ def _on_event(state: State, event: Event, now_s: float) -> State:
             )
         case events.MessagesRefused() if state.link is not None:
             state = _hear_again(state, now_s)
+        case events.Overslept() if state.settles_at_s is not None:
+            state = _with_time_to_hear(state, now_s)
         case LinkDown():
             state = replace(state, link=None, settles_at_s=None, republish_at_s=None, planning=None)
             state = _roll_back(state, now_s)
@@ -282,6 +284,17 @@ def _hear_again(state: State, now_s: float) -> State:
         broker_change=state.orders.change if again else heard,
         delivered=NOTHING_DELIVERED if again else state.delivered.read_again(),
         retained_routes={},
+    )
+
+
+def _with_time_to_hear(state: State, now_s: float) -> State:
+    """The state, in which what the broker retains has its full time again: it waited while this process stood still."""
+    is_announced = state.republish_at_s is None
+    return replace(
+        state,
+        cluster=replace(state.cluster, up_s=now_s),
+        settles_at_s=math.inf if state.reads_again else now_s + state.settle_s,
+        republish_at_s=None if is_announced else now_s + min(READ_RETAINED_S, state.settle_s),
     )
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import structlog
 
 from broker import leader_watch
-from broker.leader_watch import LEADER_INTERVAL_S
+from broker.leader_watch import LEADER_INTERVAL_S, READ_RETAINED_S
 from broker.protocol import errors, topics
 from broker.protocol.client_ids import client_id
 from broker.protocol.codec import encode
@@ -163,16 +163,20 @@ class Orchestrator:
         place = {"broker": self._connection.url, "prefix": self._prefix}
         self._waiting = waiting = Waiting(self._files, self._stored, self._sessions, self._settle_s, place)
         self._manager.status(f"connects to the broker {self._connection.url}")
+        clock = LoopClock(LEADER_INTERVAL_S)
         while not self._stopping:
             self._manager.turn()
             due_s, now_s = waiting.due_s, time.monotonic()
             if due_s is not None and now_s >= due_s:
                 break
-            posted = self._arrivals.next(self._manager.wait_s(None if due_s is None else due_s - now_s))
+            wait_s = self._manager.wait_s(None if due_s is None else min(READ_RETAINED_S, due_s - now_s))
+            posted = self._arrivals.next(wait_s)
             if waiting.hears_leader:
                 self._manager.ready(f"waits as the spare of the leader, epoch {waiting.epoch}")
             if due_s is not None:
                 waiting.excuse_pause(due_s)
+            if clock.has_paused(wait_s or 0.0):
+                waiting.on_pause()
             if posted is not None and not isinstance(posted.event, PlanFound):
                 event = posted.event
                 news = self._event_of(event) if isinstance(event, port.Delivery) else event
@@ -292,7 +296,8 @@ class Orchestrator:
 
     def _note_pause(self, waited_s: float = 0.0) -> None:
         """Judge no device by a time in which this process stood still, or couldn't keep all messages."""
-        has_paused = self._clock.has_paused(waited_s)
+        is_settled = self._state is None or self._state.settled
+        has_paused = self._clock.has_paused(waited_s, None if is_settled else LEADER_INTERVAL_S)
         if has_paused or (self._arrivals.missed and time.monotonic() >= self._excused_s + self._heartbeat_interval_s):
             _log.warning("overslept" if has_paused else "control_messages_dropped", dropped=self._arrivals.dropped)
             self._arrivals.missed, self._excused_s = False, time.monotonic()

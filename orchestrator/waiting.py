@@ -73,6 +73,10 @@ class Waiting:
             self._watch = leader_watch.reset_timer(self._watch, now_s)
             self._copy = self._copy.excuse_leader(now_s)
 
+    def on_pause(self) -> None:
+        """Give what the broker retains its full time again: it waited while this process stood still."""
+        self._copy = self._copy.after_pause(time.monotonic())
+
     def on_refused(self, *, is_read_again: bool) -> None:
         """Take nothing as heard; all comes again, from now on or later."""
         self._copy = self._copy.heard_anew(time.monotonic() if is_read_again else math.inf)

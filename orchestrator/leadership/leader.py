@@ -6,7 +6,8 @@ Invariants:
 - only the leader's own topics make an orchestrator resign; no device can. The orchestrator announces its term again to
   a device that obeys a later one, and the device follows when no other leader objects (``edge_agent.term``);
 - an epoch that isn't plausible (``epochs``) ends no term. It is logged, and overwritten;
-- of two orchestrators with one epoch exactly one stays: the one with the higher session number;
+- of two orchestrators with one epoch exactly one stays: the one with the higher session number, or the one that was
+  announced if the other one wasn't yet;
 - an orchestrator whose term is over resigns and waits as a standby. It leads again only with a higher epoch.
 """
 
@@ -58,8 +59,9 @@ def on_leader_state(state: State, seen: OrchestratorState) -> tuple[State, list[
         return state, announce_leadership(state)  # a late will, or a leader that doesn't know us yet, overwrote ours
     if own or state.link is None:
         return state, []
-    if seen.session > state.link.session:
-        why = f"another orchestrator leads with the same epoch {seen.epoch}, and it came later"
+    is_unheard = state.republish_at_s is not None and len(state.sessions) == 1  # nobody knows of this term yet
+    if is_unheard or seen.session > state.link.session:
+        why = f"another orchestrator leads with the same epoch {seen.epoch}"
         return state, [Resign(why, seen.epoch)]
     return state, announce_leadership(state)  # the other resigns when it receives this
 

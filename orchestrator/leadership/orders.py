@@ -199,6 +199,17 @@ def last_revisions(*newest_first: Iterable[TaskSpec], served: TaskSpec | None = 
     return tuple(kept)
 
 
+def with_deployed_first(orders: Orders) -> Orders:
+    """The orders, now that they are known, with each deployed spec before the other revisions of its task.
+
+    Before that, a broker with an old memory may have listed an older one as the newest.
+    """
+    ordered = dict(orders.revisions)
+    for task in orders.tasks.keys() & ordered.keys():
+        ordered[task] = last_revisions([orders.tasks[task].spec], ordered[task], served=orders.served.get(task))
+    return orders if ordered == orders.revisions else replace(orders, revisions=ordered)
+
+
 def _bounded(revisions: dict[TaskName, tuple[TaskSpec, ...]]) -> dict[TaskName, tuple[TaskSpec, ...]]:
     """The revisions without the earlier ones of the tasks that have most of them, if there are too many bytes."""
     sizes = {task: _bytes_of(specs[1:]) for task, specs in revisions.items()}
@@ -291,6 +302,10 @@ class StandbyCopy:
     def excuse_leader(self, now_s: float) -> StandbyCopy:
         """The copy after our own process stood still: the leader has its full time again."""
         return replace(self, leads_s=now_s)
+
+    def after_pause(self, now_s: float) -> StandbyCopy:
+        """The copy after our own process stood still: what the broker retains may still wait to be read."""
+        return self if self.up_s == math.inf else replace(self, up_s=now_s)
 
     def on_event(self, event: CopiedEvent, now_s: float, *, arrived_s: float | None = None) -> StandbyCopy:
         """The copy after this event. A leader's number covers all that was published before it.
@@ -424,7 +439,7 @@ def _confirmed(copy: StandbyCopy, leader: OrchestratorState) -> Orders:
         rejected=heard.keys(),
     )
     kept = kept if kept.change == leader.change else replace(kept, change=leader.change)
-    return confirm(kept, leader.session, leader.change)
+    return confirm(with_deployed_first(kept), leader.session, leader.change)
 
 
 def _is_older(orders: Orders, task: TaskName, spec: TaskSpec) -> bool:

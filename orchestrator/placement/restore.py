@@ -57,6 +57,8 @@ def keep_orders(state: State, moment: Moment) -> tuple[State, list[Action]]:
     if state.tasks is not before.specs or state.cluster.drained != before.drained:
         kept = _record(state, state.tasks, state.cluster.drained)
         state = replace(state, orders=kept, tasks=kept.specs)
+    if not reconciled:
+        state = replace(state, orders=orders.with_deployed_first(state.orders))
     if state.orders.served is not state.served:
         state = replace(state, orders=replace(state.orders, served=state.served))
     if reconciled and state.orders.change == before.change:

@@ -52,3 +52,5 @@ def test_a_step_that_takes_longer_than_it_may_is_a_pause_and_a_wait_is_not(real:
     real.now_s += 31.1
     assert clock.has_paused(30.0)
     assert not clock.has_paused()
+    real.now_s += 30.9
+    assert clock.has_paused(30.0, 0.5)

@@ -38,6 +38,7 @@ from orchestrator.events import (
     LeaderTopicLost,
     MessagesRefused,
     Note,
+    Overslept,
     PublishAssignment,
     PublishDrain,
     PublishRoute,
@@ -638,6 +639,14 @@ def test_of_two_orchestrators_with_one_epoch_the_lower_session_resigns() -> None
     assert high.feed(leader(3, 1)) == [PublishState(leader(3, 8))], "a late word of its own earlier link"
     assert high.feed(leader(3, 1)) == []
     assert high.feed(leader(3, 5)) == [PublishState(OrchestratorState(epoch=3, online=True, session=8))]
+
+
+def test_an_orchestrator_whose_term_nobody_heard_of_resigns_to_any_that_leads_with_its_epoch() -> None:
+    unheard, heard = Site(epoch=3), Site(epoch=3)
+    heard.now_s += READ_RETAINED_S
+    assert heard.feed(Tick()) == [announcement(heard)]
+    for site, stays in ((unheard, False), (heard, True)):
+        assert bool(all_of(site.feed(leader(3, 0)), Resign)) is not stays
 
 
 @pytest.mark.parametrize("epoch", [7, MAX_FENCE])
@@ -1407,6 +1416,19 @@ def test_a_new_term_is_not_announced_before_the_brokers_number_is_read() -> None
     assert said(later.feed(announcement(site).message)) == [announcement(later, change=number)]
 
 
+def test_an_orchestrator_that_stood_still_takes_nothing_for_lost_that_waits_to_be_read() -> None:
+    before = serving(CLASSIFY, a=200)
+    site, newer = Site(epoch=2), CLASSIFY.model_copy(update={"weight": 2.0})
+    site.state = initial(epoch=2, settle_s=1.5, orders=before.state.orders)
+    site.feed(LinkUp(2))
+    site.now_s = 12.0
+    assert said(site.feed(Overslept())) == [], "neither our term, without the broker's number, nor an older order"
+    site.feed(announcement(before).message)
+    site.feed(TaskDeployed(newer, retained=True))
+    assert all_of(site.settle(), PublishSpec) == []
+    assert site.state.tasks == {"classify": newer}
+
+
 def test_the_first_term_of_a_site_is_announced_at_once_so_that_no_other_orchestrator_leads_too() -> None:
     site = Site(epoch=1)
     site.state = initial(epoch=1, settle_s=1.5, is_first=True)
@@ -1444,3 +1466,4 @@ def test_an_earlier_revision_is_one_wherever_it_stands_among_the_last_ones() -> 
     site.feed(saved)
     site.feed(TaskDeployed(older, retained=True))
     assert all_of(site.settle(), PublishSpec) == [PublishSpec(newest)]
+    assert site.state.orders.revisions["classify"] == (newest, older), "the deployed one comes first"

@@ -73,6 +73,26 @@ def test_a_copy_has_the_revisions_of_the_leader_and_its_own(
     assert copy.on_event(LEADS, 3.0).orders is copy.orders, "a new copy would be stored again"
 
 
+def test_a_spare_that_stood_still_takes_nothing_for_undeployed_that_waits_to_be_read() -> None:
+    ours = own(1)
+    says = LEADS.model_copy(update={"change": ours.change})
+    copy = StandbyCopy(ours, settle_s=1.0).on_event(LinkUp(1), 0.0).after_pause(12.0)
+    copy = copy.on_event(says, 12.0)  # the first that waited
+    assert copy.orders == ours
+    copy = copy.on_event(TaskDeployed(SPECS[1]), 12.0)
+    assert numbers(list(copy.on_event(says, 13.0).orders.specs.values())) == [1]
+    away = StandbyCopy(ours, settle_s=1.0)
+    assert away.after_pause(12.0) is away, "its link is down"
+
+
+def test_the_deployed_revision_comes_first_whatever_a_broker_with_an_old_memory_listed_before() -> None:
+    copy = StandbyCopy(own(1), settle_s=1.0).on_event(LinkUp(1), 0.0)
+    copy = heard(copy.on_event(TaskDeployed(SPECS[0]), 1.0), 0)  # it was undeployed before 1 was deployed
+    copy = heard(copy.on_event(TaskDeployed(SPECS[1]), 2.0), 1)  # the leader gives it back
+    copy = copy.on_event(LEADS.model_copy(update={"change": copy.orders.change}), 3.0)
+    assert numbers(copy.orders.revisions["classify"]) == [1, 0]
+
+
 def test_a_task_that_was_undeployed_has_none_of_its_revisions_when_it_is_deployed_again() -> None:
     copy = StandbyCopy(own(0, 1), settle_s=1.0).on_event(LinkUp(1), 0.0).on_event(TaskDeployed(SPECS[1]), 0.5)
     copy = heard(copy, 1, 0).on_event(TaskUndeployed("classify"), 2.5)
