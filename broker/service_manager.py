@@ -20,7 +20,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 START_S = 120.0  # that each turn gives to a process that isn't ready
-MOST_UNSENT = 8  # lines
 TURN, NOT_READY, STOPPING, STATUS = "WATCHDOG=1", "EXTEND_TIMEOUT_USEC=", "STOPPING=1", "STATUS="
 
 
@@ -77,7 +76,9 @@ class ServiceManager:
     def _send(self, *lines: str) -> None:
         if not self._address:
             return
-        self._unsent = [*self._unsent, *lines][-MOST_UNSENT:]
+        tells_more = any(line.startswith(STATUS) for line in lines)
+        waiting = [each for each in self._unsent if each not in lines and not (tells_more and each.startswith(STATUS))]
+        self._unsent = [*waiting, *lines]  # each kind of line once
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             sender.setblocking(False)
             sender.sendto("\n".join(line.replace("\n", " ") for line in self._unsent).encode(), self._address)

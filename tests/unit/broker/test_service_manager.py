@@ -81,7 +81,19 @@ def test_nothing_is_lost_while_systemd_is_busy() -> None:
                 busy.recv(4096)
         time.sleep(0.001)
         manager.turn()
-        assert busy.recv(4096).decode().split("\n")[-4:] == ["READY=1", "STATUS=serves", "WATCHDOG=1", "WATCHDOG=1"]
+        assert busy.recv(4096).decode().split("\n") == ["READY=1", "STATUS=serves", "WATCHDOG=1"]
+
+
+def test_who_begins_to_listen_hears_what_the_service_does_however_long_ago_it_said_so(tmp_path: Path) -> None:
+    """As the check of a container's health does."""
+    manager = ServiceManager({"NOTIFY_SOCKET": f"{tmp_path}/notify", "WATCHDOG_USEC": "1"})
+    manager.status("looks for a broker")
+    manager.status("connects")
+    for _ in range(100):
+        manager.turn()
+    with supervisor(tmp_path, 1.0) as systemd:
+        manager.turn()
+        assert systemd.next() == ["STATUS=connects", "WATCHDOG=1", EXTEND]
 
 
 def test_without_a_supervisor_or_when_it_is_gone_nothing_happens(tmp_path: Path) -> None:
