@@ -26,6 +26,6 @@ def until(holds: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
 def run_python(program: str, *arguments: str) -> str:
     """Run a program in a Python process of its own and return its output; fail with its errors when it fails."""
     command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10 * PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -51,7 +51,16 @@ from broker.transport.refusals import read_again
 from orchestrator import decide as deciding
 from orchestrator.__main__ import main
 from orchestrator.decide import decide
-from orchestrator.events import Action, Event, HeartbeatReceived, Overslept, TaskDeployed, TaskRejected
+from orchestrator.events import (
+    Action,
+    Event,
+    HeartbeatReceived,
+    MessagesRefused,
+    Overslept,
+    RevisionReceived,
+    TaskDeployed,
+    TaskRejected,
+)
 from orchestrator.leadership import leader_files
 from orchestrator.leadership.leader_files import LeaderFiles, StoredOrders
 from orchestrator.leadership.orders import Orders
@@ -254,6 +263,31 @@ def world(
 MakeRecorder = Callable[[], Any]
 
 
+def settles_after(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let an orchestrator settle only after it has heard of these devices, tasks and revisions, however long it takes.
+
+    A product gives them 1.5 s, over each link and when it reads again; tests give them less, and not all machines do.
+    """
+    settle, heard = deciding._settle, set[str]()
+
+    def hear(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
+        match event:
+            case MessagesRefused():
+                heard.clear()
+            case (
+                HeartbeatReceived(device=name)
+                | TaskDeployed(spec=TaskSpec(task=name))
+                | RevisionReceived(revision=name)
+            ):
+                heard.add(name)
+        return decide(state, event, now_s)
+
+    monkeypatch.setattr("orchestrator.service.decide", hear)
+    monkeypatch.setattr(
+        deciding, "_settle", lambda state, now_s: settle(state, now_s) if heard >= set(names) else state
+    )
+
+
 def test_a_task_is_served_moves_when_its_device_dies_and_is_unavailable_when_no_device_is_left(
     world: World, make_recorder: MakeRecorder
 ) -> None:
@@ -296,14 +330,7 @@ def test_a_restarted_orchestrator_has_a_higher_epoch_adopts_what_is_held_and_cle
     world.stop(first)
     assert not world.hear(topics.ORCHESTRATOR_STATE, lambda said: not said.online).online
 
-    settle, heard = deciding._settle, set[str]()
-
-    def hear(state: State, event: Event, now_s: float) -> tuple[State, list[Action]]:
-        heard.update([event.device] if isinstance(event, HeartbeatReceived) else [])
-        return decide(state, event, now_s)
-
-    monkeypatch.setattr("orchestrator.service.decide", hear)
-    monkeypatch.setattr(deciding, "_settle", lambda state, now_s: settle(state, now_s) if len(heard) > 1 else state)
+    settles_after(monkeypatch, "a", "b")
     world.lead()
     assert world.hear(topics.ORCHESTRATOR_STATE, lambda said: said.online and said.epoch > 1).epoch == 2
     b.heartbeat(VISION)
@@ -780,7 +807,9 @@ def weighs(number: int) -> Callable[[TaskSpec], bool]:
     return lambda spec: spec.weight == number
 
 
-def test_the_last_five_revisions_are_on_the_broker_and_outlive_the_leader(world: World) -> None:
+def test_the_last_five_revisions_are_on_the_broker_and_outlive_the_leader(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = world.lead(heartbeat_interval_s=REPORTED_S)
     world.deploy(revision(1))
     world.hear(topics.TASK_REVISION, weighs(1))
@@ -791,7 +820,8 @@ def test_the_last_five_revisions_are_on_the_broker_and_outlive_the_leader(world:
     world.hear(topics.TASK_STATUS, lambda said: said.revisions == newest_first)
     world.stop(first)
     world.heard.clear()
-    later = world.lead(settle_s=0.5, heartbeat_interval_s=REPORTED_S)
+    settles_after(monkeypatch, *newest_first)
+    later = world.lead(heartbeat_interval_s=REPORTED_S)
     world.deploy(revision(7))
     world.hear(topics.TASK_STATUS, lambda said: said.revisions == (revision(7).revision, *newest_first[:4]))
     world.hear_cleared(topics.TASK_REVISION, task="classify", revision=revision(2).revision)
@@ -1178,6 +1208,7 @@ def test_orders_that_were_refused_are_read_again(
     stays, goes, comes = others
     for task in (stays, goes):
         world.deploy(task)
+    settles_after(monkeypatch, "stays")
     world.lead(settle_s=0.2)
     a = Agent(world, "a", make_recorder())
     held = [module(task.task, memory_bytes=10) for task in others]
