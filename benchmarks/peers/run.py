@@ -1,6 +1,6 @@
 """Compare this project with what a user would pick instead: one command, one machine, one run.
 
-    python benchmarks/peers/run.py --exports DIR [--ray PYTHON] [--peers NAME…] [--json FILE]
+    python benchmarks/peers/run.py --exports DIR [--ray PYTHON] [--peers NAME…] [--apart] [--json FILE]
 
 ``DIR`` holds what ``s2m3 models export pocket/zero-shot --to DIR`` wrote; ``PYTHON`` is an interpreter that has Ray
 Serve beside this project. Each peer is started, answers, is measured, and is ended before the next one starts.
@@ -8,6 +8,9 @@ Serve beside this project. Each peer is started, answers, is measured, and is en
 Every request has a picture and captions of its own, so that no cache answers. Latency is that of one client with one
 request at a time, from sending to the answer. Throughput is with ``IN_FLIGHT`` clients. Memory is the unique set size
 (USS) of all processes of a peer, after that; a broker's and an orchestrator's count, the client's doesn't.
+
+``--apart`` gives each of the two processes that encode a processor of its own after the first answer, as two devices
+have; all other processes run where the kernel puts them.
 """
 
 from __future__ import annotations
@@ -49,10 +52,12 @@ CAPTIONS = ("a photo of a cat", "a cup of coffee", "a rocket at its launch", "a 
 WARM_UP, COUNTED, IN_FLIGHT, SECONDS = 10, 100, 6, 15.0
 MOST_REQUESTS = 2500  # in these seconds
 START_S = 180.0
+PROCESSORS = 2
 OURS = {
     f"s2m3 {engine}, {broker}": (engine, broker) for broker in ("mosquitto", "embedded") for engine in ("torch", "onnx")
 }
 PEERS = ("unsplit torch", "unsplit onnx", "ray serve", *OURS)
+ENCODING = ("gw-a", "gw-b", "ImageEncoder", "TextEncoder")  # our agents' and Ray's replicas, in their command lines
 Answer = dict[str, Any]
 Ask = Callable[[bytes, bytes], Answer]
 """Picture and captions to the answer."""
@@ -162,6 +167,8 @@ def measure(name: str, arguments: argparse.Namespace, sent: Iterator[tuple[bytes
                     raise
                 time.sleep(0.02)
         first_s = time.monotonic() - began_s
+        if arguments.apart and not name.startswith("unsplit"):
+            set_apart(processes())
         for _ in range(WARM_UP):
             ask(*next(sent))
         took_s = []
@@ -205,6 +212,21 @@ def throughput(ask: Ask, sent: Iterator[tuple[bytes, bytes]]) -> float:
     return sum(counts) / (time.monotonic() - began_s)
 
 
+def set_apart(processes: list[psutil.Process]) -> None:
+    """Give each process that encodes a processor of its own.
+
+    Raises:
+        RuntimeError: there aren't two of them, or fewer than two processors.
+    """
+    processors = sorted(os.sched_getaffinity(0))
+    encoding = [each for each in processes if any(name in " ".join(each.cmdline()) for name in ENCODING)]
+    if len(encoding) != PROCESSORS or len(processors) < PROCESSORS:
+        raise RuntimeError(f"{len(encoding)} processes encode, on {len(processors)} processors: two of each are needed")
+    for each, processor in zip(encoding, processors, strict=False):
+        for thread in each.threads():
+            os.sched_setaffinity(thread.id, {processor})
+
+
 def _command(name: str, arguments: argparse.Namespace) -> list[str]:
     if name == "ray serve":
         return [str(arguments.ray), str(HERE / "ray_serve.py")]
@@ -224,6 +246,7 @@ def main() -> int:
     parser.add_argument("--exports", type=Path, required=True)
     parser.add_argument("--ray", type=Path, help="an interpreter with Ray Serve; without one, Ray is left out")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--apart", action="store_true", help="each process that encodes has its own processor")
     parser.add_argument("--json", type=Path, help="write the report here")
     arguments = parser.parse_args()
     if arguments.ray is None:
@@ -244,7 +267,10 @@ def main() -> int:
     print("all peers gave the same answers" if same else "NO: the peers' answers differ")
     if arguments.json:
         arguments.json.write_text(
-            json.dumps({"machine": machine.description(), "same_answers": same, "peers": rows}, indent=1),
+            json.dumps(
+                {"machine": machine.description(), "apart": arguments.apart, "same_answers": same, "peers": rows},
+                indent=1,
+            ),
             encoding="utf-8",
         )
     return 0 if same else 1
