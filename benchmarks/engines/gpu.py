@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, wait
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -50,16 +49,13 @@ from edge_agent.runtime.runner import Runner
 from edge_agent.runtime.store import Store
 from edge_agent.state import AgentState
 from edge_agent.workers import Workers
-from s2m3.catalogue import load_task
 from s2m3.reference import random_weights, zoo
-from s2m3.testbed.site import Site
 
 BATCHES = (1, 8, 32, 64)
 IN_FLIGHT = 128  # requests at saturation
 CLIENTS = 8
 WARM_UP_S = 1.5
 DEADLINE_S = 60
-TASK = "hub/retrieval-clip-b16"
 GOAL = 1.3  # times the throughput of batch 1
 TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}  # of the largest number of the CPU's float32 output
 
@@ -271,33 +267,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def site_throughput(arguments: argparse.Namespace, models: str) -> dict[str, Any]:
-    """Answers per second of a whole site, with processes of its own and the embedded broker: pictures and captions."""
-    found: dict[str, Any] = {"task": TASK, "in_flight": IN_FLIGHT}
-    task = load_task(TASK)
-    for batch in (1, arguments.batch):
-        fields = {"id": "gw-a", "models": models, "accelerator": arguments.device, "batch": batch}
-        began_s = time.perf_counter()
-        with Site("embedded", [AgentConfig.model_validate(fields)]) as site:
-            site.serve([task])
-            found["served_s"] = round(time.perf_counter() - began_s, 1)
-            several = zip(pictures(), captions(), strict=True)
-            waiting, answered, errors = set(), 0, 0
-            until_s = time.monotonic() + WARM_UP_S + arguments.seconds
-            while (now_s := time.monotonic()) < until_s:
-                while len(waiting) < IN_FLIGHT:
-                    picture, text = next(several)
-                    inputs = {"image": picture, "text": text}
-                    waiting.add(site.client.submit(task.task, inputs, deadline_s=DEADLINE_S))
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                errors += sum(not each.result().ok for each in done)
-                if now_s > until_s - arguments.seconds:
-                    answered += sum(each.result().ok for each in done)
-            found[f"batch {batch}"] = {"per_s": round(answered / arguments.seconds, 1), "errors": errors}
-    found["ratio"] = round(found[f"batch {arguments.batch}"]["per_s"] / max(found["batch 1"]["per_s"], 0.1), 2)
-    return found
-
-
 def spec_of(model: str, kind: str, dtype: str) -> ModuleSpec:
     """The spec of one of the model's towers."""
     count = model_parts.count(zoo.part(f"clip.{kind}", kind), zoo.published(model).config, dtype=dtype)
@@ -335,12 +304,6 @@ def page(report: dict[str, Any]) -> str:
                 f"| {row['part']}, {row['dtype']} | {threads} | {one['per_s']}/s | {many['per_s']}/s | "
                 f"{many['mean_batch']} | {row[key]} |"
             )
-    if site := report.get("site"):
-        one, many = (site[f"batch {each}"]["per_s"] for each in (1, report["batch"]))
-        lines += [
-            "",
-            f"A whole site, {site['task']}, the embedded broker: {one}/s, batched {many}/s ({site['ratio']}).",
-        ]
     verdict = "holds" if report["ok"] else "does not hold"
     lines += ["", f"Goal: at least {report['goal']} times the throughput of batch 1 in each row, no error: {verdict}."]
     return "\n".join(lines) + "\n"
@@ -363,7 +326,6 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", choices=tuple(INPUTS), default=list(INPUTS))
     parser.add_argument("--dtypes", nargs="+", choices=tuple(TOLERANCES), default=list(TOLERANCES))
     parser.add_argument("--model", default="openai/clip-vit-base-patch16")
-    parser.add_argument("--site", action="store_true", help="measure a whole site on the embedded broker, too")
     parser.add_argument("--tiny", action="store_true", help="a small model of the same kind, to try this program")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -374,9 +336,6 @@ def main() -> int:
         random_weights.write(zoo.published(arguments.model), Path(directory), changes=changes)
         report = measure(arguments)
         write(report, arguments.out)
-        if arguments.site:
-            report["site"] = site_throughput(arguments, directory)
-            write(report, arguments.out)
     sys.stdout.write(page(report))
     return 0 if report["ok"] else 1
 

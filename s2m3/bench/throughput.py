@@ -34,6 +34,7 @@ GREEDY = 5.0  # times the other task's rate, in the trial of fairness
 IN_FLIGHT = 6  # enough to keep every device busy, few enough that none is refused
 WARM_UP_S = 15.0
 GOAL = 0.9  # of the peak goodput, at the greatest load
+DEADLINE_S = 60.0  # of a request whose seconds don't count
 SLACK_S = 5.0  # after a deadline, until the client must have ended the request
 
 Inputs = Mapping[str, RawInput]
@@ -83,18 +84,28 @@ def offer(
 
 
 def saturate(
-    client: Client, tasks: Sequence[TaskName], inputs: Mapping[TaskName, Inputs], *, seconds: float, in_flight: int
+    client: Client,
+    requests: Sequence[tuple[TaskName, Inputs]],
+    *,
+    seconds: float,
+    in_flight: int,
+    note: Callable[[int, Response], object] = lambda *_: None,
 ) -> float:
-    """The capacity: answers per second with this many requests always in flight, the tasks in turn."""
+    """The capacity: answers per second with this many requests always in flight, these in turn.
+
+    ``note`` gets each response that came in these seconds, with the place of its request.
+    """
     began_s, number, answered = time.monotonic(), 0, 0
-    waiting: set[Future[Response]] = set()
+    waiting: dict[Future[Response], int] = {}
     while time.monotonic() - began_s < seconds:
         while len(waiting) < in_flight:
-            task = tasks[number % len(tasks)]
-            waiting.add(client.submit(task, inputs[task], deadline_s=60.0))
+            place = number % len(requests)
+            waiting[client.submit(*requests[place], deadline_s=DEADLINE_S)] = place
             number += 1
-        done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-        answered += sum(future.result().ok for future in done)
+        for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+            response = future.result()
+            answered += response.ok
+            note(waiting.pop(future), response)
     lasted_s = time.monotonic() - began_s
     wait(waiting)
     return answered / lasted_s
@@ -126,9 +137,10 @@ def measure(
         progress("waiting for the devices")
         site.serve([load_task(f"pocket/{task}") for task in TASKS])
         progress("warming up")  # devices still load and measure standbys, which delays forward passes
-        saturate(client, TASKS, inputs, seconds=max(WARM_UP_S, seconds), in_flight=2)
+        repeated = [(task, inputs[task]) for task in TASKS]
+        saturate(client, repeated, seconds=max(WARM_UP_S, seconds), in_flight=2)
         progress("measuring the capacity")
-        capacity = saturate(client, TASKS, inputs, seconds=seconds, in_flight=IN_FLIGHT)
+        capacity = saturate(client, repeated, seconds=seconds, in_flight=IN_FLIGHT)
         rows = []
         for factor in FACTORS:
             progress(f"offering {factor:g} times {capacity:.1f} requests/s")

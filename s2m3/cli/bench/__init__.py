@@ -8,6 +8,7 @@ from s2m3.cli.commands import add_commands
 
 COMMANDS = {
     "accuracy": "accuracy of the split and the unsplit model on labelled data, and how many answers differ",
+    "batch": "batches: a device at saturation without them and with them, and whether the answers are the same",
     "cache": "equal work computed once: one frame to four tasks that share an encoder, with constant texts",
     "fleet": "the orchestrator and the broker under a simulated fleet: processor, memory, time until tasks are served "
     "and after deaths",

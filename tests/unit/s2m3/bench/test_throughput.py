@@ -65,5 +65,5 @@ def test_an_open_loop_sends_at_its_rates_though_nothing_is_answered() -> None:
 
 def test_a_closed_loop_takes_the_tasks_in_turn_and_counts_answers_only() -> None:
     sensor = Sensor(4, failed(ErrorCode.OVERLOADED))
-    assert saturate(cast("Client", sensor), ["a", "b"], {"a": {}, "b": {}}, seconds=0.001, in_flight=4) == 0
+    assert saturate(cast("Client", sensor), [("a", {}), ("b", {})], seconds=0.2, in_flight=4) == 0
     assert sensor.sent[:4] == ["a", "b", "a", "b"]
