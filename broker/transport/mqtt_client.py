@@ -155,7 +155,8 @@ class MqttClient(paho.Client):
         """Queue a message; returns its packet id."""
         packet_id = self._mid_generate()
         packet = memoryview(write_publish(message, packet_id))  # which paho cuts without copying
-        self._packet_queue(MessageType.PUBLISH, packet, packet_id, message.qos, MQTTMessageInfo(packet_id))  # type: ignore[arg-type]
+        told = None if message.qos else MQTTMessageInfo(packet_id)  # that it is written, as paho wants it with QoS 0
+        self._packet_queue(MessageType.PUBLISH, packet, packet_id, message.qos, told)  # type: ignore[arg-type]
         return packet_id
 
     def add_filters(self, filters: Sequence[str], *, sees_retain: bool = False) -> int | None:
@@ -260,7 +261,10 @@ class MqttClient(paho.Client):
         self._deliver(found)
         if found.qos == 0:
             return MQTTErrorCode.MQTT_ERR_SUCCESS
-        return self._send_puback(found.packet_id) if found.qos == 1 else MQTTErrorCode.MQTT_ERR_PROTOCOL
+        if found.qos != 1:
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+        packet = struct.pack("!BBH", MessageType.PUBACK, _ID_BYTES, found.packet_id)
+        return self._packet_queue(MessageType.PUBACK, packet, found.packet_id, 1)
 
     def _handle_pubackcomp(self, cmd: Any) -> MQTTErrorCode:  # noqa: ANN401 - paho's own type is not public
         packet = self._in_packet["packet"]
@@ -274,6 +278,8 @@ class MqttClient(paho.Client):
         kind, packet = self._in_packet["command"] >> 4, self._in_packet["packet"]
         if kind == PacketTypes.PUBLISH:
             return self._handle_publish()
+        if kind == PacketTypes.PUBACK:
+            return self._handle_pubackcomp("PUBACK")
         if kind == PacketTypes.CONNACK and len(packet) == _CONNACK_3_BYTES and packet[1]:
             packet[1] = 1  # whatever a broker of MQTT 3 says, it doesn't speak MQTT 5
         for place in _places_of_reasons(kind, packet):
