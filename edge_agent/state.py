@@ -242,7 +242,7 @@ def size_of(value: Value) -> int:
 
 def message_bytes_of(message: NodeInputs) -> int:
     """About the memory of a message without its arrays, and of the timings that it may collect."""
-    nodes = message.plan.nodes.values()
+    plan = message.plan
     texts = len(message.reply_to) + len(message.correlation)
     texts += sum(len(name) + len(text) for name, text in message.content_types.items())
-    return NODE_BYTES * (len(nodes) + len(message.second_door)) + NEED_BYTES * sum(len(n.needs) for n in nodes) + texts
+    return NODE_BYTES * (len(plan.nodes) + len(message.second_door)) + NEED_BYTES * plan.needed + texts

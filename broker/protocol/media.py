@@ -65,7 +65,7 @@ def media_type(content_type: str) -> str:
 def kind_of(content_type: str) -> Kind | None:
     """The kind of input that a content type names; None for all other types."""
     first = media_type(content_type).split("/", maxsplit=1)[0]
-    return next((kind for kind in KINDS if kind == first), None)
+    return first if first in KINDS else None
 
 
 def format_of(data: bytes) -> Format | None:

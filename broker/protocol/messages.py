@@ -498,6 +498,11 @@ class Plan(Message):
         form = [self.answer] if self.answer else []
         return hashlib.sha256(json.dumps([graph, self.output, self.wire, *form]).encode()).hexdigest()[:32]
 
+    @cached_property
+    def needed(self) -> int:
+        """The needs of all nodes together."""
+        return sum(len(node.needs) for node in self.nodes.values())
+
     def consumers(self, node: NodeName) -> list[NodeName]:
         """The nodes that take this node's output."""
         return [name for name, planned in self.nodes.items() if node in planned.needs]

@@ -193,9 +193,9 @@ def _unfit(state: AgentState, message: NodeInputs, key: ModuleKey, now_s: float)
 
 def _may_send(state: AgentState, sender: DeviceId, message: NodeInputs) -> bool:
     """Whether the sender can have these inputs, and the answer goes to an allowed topic."""
-    needs = message.plan.nodes[message.node].needs
-    able = {message.plan.nodes[need].device for need in needs if need in message.plan.nodes} | {message.coordinator}
-    return sender in able and may_reply_to(state.prefix, message.reply_to)
+    nodes = message.plan.nodes
+    able = (nodes[need].device for need in nodes[message.node].needs if need in nodes)
+    return (sender == message.coordinator or sender in able) and may_reply_to(state.prefix, message.reply_to)
 
 
 def _overload(

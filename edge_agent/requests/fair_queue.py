@@ -43,9 +43,9 @@ class _Accounts:
 
     def serve(self, flow: str, waiting: Collection[str]) -> None:
         """A flow is served; ``waiting`` are those that wait after that."""
-        self._virtual_time_s = self._used_s[flow]
-        ahead = {name: used_s for name, used_s in self._used_s.items() if used_s > self._virtual_time_s}
-        self._used_s = ahead | {name: self._used_s[name] for name in (*waiting, flow)}
+        served_s = self._virtual_time_s = self._used_s[flow]
+        used_s = self._used_s.items()
+        self._used_s = {name: s for name, s in used_s if s > served_s or name == flow or name in waiting}
 
     def charge(self, flow: str, seconds: float) -> None:
         """Add compute time to an account; negative seconds correct an earlier charge that was too high."""

@@ -74,6 +74,8 @@ def own_wait_s(
     ``arriving_s`` is the work of each flow whose inputs are on their way. Waiting work of the same flow with a deadline
     later than ``deadline_s`` comes after the new work.
     """
+    if not (state.passes or state.fair_queue.waiting or arriving_s):
+        return 0.0
     flow = task, client
     waiting_s = dict(arriving_s or {})
     for name, clients in state.fair_queue.waiting.items():

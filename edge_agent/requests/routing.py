@@ -62,11 +62,11 @@ def choose_plan(
     cost = _cost_function(route, here, input_bytes, queue_s or {}, done)
     size = len(able) + sum(len(node.needs) for node in route.nodes.values())
     choices = prod(len(devices) for devices in able.values())
-    if choices <= min(MAX_ENUMERATED, MAX_STEPS // size):
+    if 1 < choices <= min(MAX_ENUMERATED, MAX_STEPS // size):
         options = (dict(zip(able, devices, strict=True)) for devices in product(*able.values()))
         least, chosen = min(((cost(each), each) for each in options), key=itemgetter(0))
         return _plan_of(route, chosen), least[0]
-    if sum(map(len, able.values())) * size <= MAX_STEPS:
+    if choices > 1 and sum(map(len, able.values())) * size <= MAX_STEPS:
         chosen = _greedy(able, cost)
     else:
         chosen = {name: devices[0] for name, devices in able.items()}
