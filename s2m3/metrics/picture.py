@@ -35,9 +35,8 @@ from broker.protocol.topics import (
     Incoming,
     Topic,
 )
+from s2m3.message_room import MessageRoom
 
-MAX_STATES = 100_000  # ten topics of 10,000 devices
-MAX_STATE_BYTES = 64 * 1024 * 1024  # 3,000 devices with their tasks have less than half of that
 MAX_NODES = 5_000  # nodes of all tasks that traces name
 BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 PHASES = ("transfer", "queue", "compute", "return")
@@ -84,8 +83,7 @@ class Picture:
     left_out: int = 0  # messages for which there was no room
 
     _signals: dict[DeviceId, str] = field(default_factory=dict)  # of devices that are dead: what told it
-    _sizes: dict[tuple[Topic, str], int] = field(default_factory=dict)  # of the states that are kept
-    _bytes: int = 0
+    _room: MessageRoom = field(default_factory=MessageRoom)  # for the states that are kept
 
     def note(self, incoming: Incoming, at_s: float) -> None:
         """Take in a message; one that can't be read, or has no room, is counted."""
@@ -94,7 +92,7 @@ class Picture:
             self.bridge = incoming.payload == IS_UP
         if topic not in REPORTS:
             return
-        if (topic.retain or topic is DEVICE_HEARTBEAT) and not self._has_room(topic, name, len(incoming.payload)):
+        if (topic.retain or topic is DEVICE_HEARTBEAT) and not self._room.take(topic, name, len(incoming.payload)):
             self.left_out += 1
             return
         if topic is DEVICE_HEARTBEAT:
@@ -116,17 +114,9 @@ class Picture:
         """Forget what the broker will send again, because the link ended."""
         self.leader = self.unanswered = None
         self.bridge = False
-        for kept in (
-            self.states,
-            self.standings,
-            self.summaries,
-            self.roles,
-            self.statuses,
-            self.heartbeats,
-            self._sizes,
-        ):
+        for kept in (self.states, self.standings, self.summaries, self.roles, self.statuses, self.heartbeats):
             kept.clear()
-        self._bytes = 0
+        self._room = MessageRoom()
 
     def is_up(self, device: DeviceId) -> bool:
         """Whether a device serves, by its own state and by the orchestrator's opinion."""
@@ -164,7 +154,7 @@ class Picture:
         """Forget a device that the site has forgotten, as far as no further message says so."""
         self.heartbeats.pop(device, None)
         self._signals.pop(device, None)
-        self._bytes -= self._sizes.pop((DEVICE_HEARTBEAT, device), 0)
+        self._room.take(DEVICE_HEARTBEAT, device, 0)
 
     def _on_event(self, event: SystemEvent, at_s: float, *, is_orchestrators: bool) -> None:
         self.events[event.type if event.type in _KNOWN_EVENTS else OTHER] += 1
@@ -201,18 +191,6 @@ class Picture:
                     self.left_out += 1
                     return
                 self.nodes.setdefault(key, Histogram()).add(duration_s)
-
-    def _has_room(self, topic: Topic, name: str, size_bytes: int) -> bool:
-        """Whether a state can be kept, in place of an earlier one of the same topic."""
-        before = self._sizes.get((topic, name), 0)
-        is_one_more = not before and len(self._sizes) >= MAX_STATES
-        if size_bytes > before and (is_one_more or self._bytes - before + size_bytes > MAX_STATE_BYTES):
-            return False
-        self._bytes += size_bytes - before
-        self._sizes[topic, name] = size_bytes
-        if not size_bytes:
-            del self._sizes[topic, name]
-        return True
 
 
 def heartbeat_of(picture: Picture, device: DeviceId) -> Heartbeat | None:

@@ -62,7 +62,7 @@ from broker.transport.port import (
     LinkUp,
     Outgoing,
 )
-from s2m3.testbed.room import Room
+from s2m3.message_room import MessageRoom
 from s2m3.testbed.sightings import Sighting, replaces_nothing, serves, summary_of
 
 log = structlog.get_logger()
@@ -121,7 +121,7 @@ class Observer:
         self.drained: set[str] = set()  # devices that an operator takes out of service
         self.sightings: list[Sighting] = []
         self.left_out = 0  # messages that are too many, or have too many bytes
-        self._room = Room()  # for the messages that are kept
+        self._room = MessageRoom()  # for the messages that are kept
         self._ordered: set[TaskName] = set()  # tasks that were deployed by this observer
         self._last_kept: dict[str, Heartbeat] = {}
         self._states: dict[Topic, dict[str, Any]] = {

@@ -24,6 +24,7 @@ from broker.protocol.reports import (
     TraceNode,
     UnansweredRequests,
 )
+from s2m3 import message_room
 from s2m3.metrics import picture as pictures
 from s2m3.metrics.health import health
 from s2m3.metrics.picture import Picture
@@ -214,7 +215,7 @@ def test_what_others_invent_is_bounded(monkeypatch: Any) -> None:
     names = {f"Invented {number}": {"no_task": 1} for number in range(60)}
     site.publish(topics.ORCHESTRATOR_UNANSWERED, UnansweredRequests.model_validate({"unanswerable": names}))
     assert site.samples("s2m3_unanswerable_requests_total") == {("", "no_task"): 60}
-    monkeypatch.setattr(pictures, "MAX_STATE_BYTES", site.picture._bytes + 10)
+    monkeypatch.setattr(message_room, "MESSAGES_BYTES", site.picture._room.kept_bytes + 10)
     site.standing("gw-b", "online")
     assert site.picture.devices == ["gw-a"]
     site.publish(topics.DEVICE_HEARTBEAT, b"x", device="gw-a")  # smaller than before: it has room
@@ -300,5 +301,4 @@ def test_a_device_that_the_site_forgot_is_no_sample_any_more() -> None:
     assert before
     assert not site.samples("s2m3_device_up")
     assert not site.picture.heartbeats
-    assert not site.picture._sizes
-    assert not site.picture._bytes
+    assert not site.picture._room.kept_bytes

@@ -11,7 +11,8 @@ from broker.protocol.messages import MAX_EPOCH_JUMP, Heartbeat, OrchestratorStat
 from broker.protocol.topics import DEVICE_HEARTBEAT, ORCHESTRATOR_STATE, TASK_ROUTE
 from broker.transport.connection import Connection
 from broker.transport.port import Delivery
-from s2m3.testbed import observer, room
+from s2m3 import message_room
+from s2m3.testbed import observer
 from s2m3.testbed.observer import Observer
 from tests.builders import encoder_route, heartbeat
 
@@ -117,8 +118,8 @@ def test_the_oldest_sightings_are_dropped_in_the_end(seen: Observer, monkeypatch
 def test_what_is_kept_of_a_hostile_site_is_bounded_and_told(seen: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
     own = encoder_route("own", ("gw-a",))
     size_bytes = len(encode(own))
-    monkeypatch.setattr(room, "MESSAGES", 10)
-    monkeypatch.setattr(room, "MESSAGES_BYTES", 20 * size_bytes)
+    monkeypatch.setattr(message_room, "MESSAGES", 10)
+    monkeypatch.setattr(message_room, "MESSAGES_BYTES", 20 * size_bytes)
     for number in range(30):
         route = encoder_route(f"t-{number}", ("gw-a",))
         seen._put(Delivery(TASK_ROUTE.at(seen.prefix, task=route.task), encode(route)))
