@@ -19,7 +19,8 @@ from typing import Any
 
 from broker.protocol.errors import ErrorCode, TransportError
 from s2m3.bench.flatness import Sample, Verdict, judge
-from s2m3.testbed.replay.report import Recording, Report, report
+from s2m3.testbed.replay.recording import Recording, Report
+from s2m3.testbed.replay.report import report
 from s2m3.testbed.replay.run import play
 from s2m3.testbed.replay.scenario import Scenario
 from s2m3.testbed.replay.stage import Stage

@@ -18,7 +18,8 @@ from s2m3.cli.output import console, print_json, printable, table, yes_or_no
 from s2m3.testbed import NO_CACHE
 from s2m3.testbed.replay.goals import Detection, Goal, Played, detections, judge
 from s2m3.testbed.replay.library import load_scenario
-from s2m3.testbed.replay.report import Recording, Report, report
+from s2m3.testbed.replay.recording import Recording, Report
+from s2m3.testbed.replay.report import report
 from s2m3.testbed.replay.run import play_all
 from s2m3.testbed.replay.scenario import Scenario
 from s2m3.testbed.replay.weights import require_weights

@@ -10,18 +10,15 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from broker.protocol.errors import named
 from broker.protocol.messages import Assignment, Route
 from broker.protocol.reports import TaskStatus
 from s2m3.testbed.replay import timeline
+from s2m3.testbed.replay.recording import FaultReport, Outcome, Recording
 from s2m3.testbed.replay.scenario import BROKER, ORCHESTRATOR
 from s2m3.testbed.replay.timeline import Injected
 from s2m3.testbed.sightings import Sighting
-
-if TYPE_CHECKING:
-    from s2m3.testbed.replay.report import FaultReport, Outcome, Recording
 
 _NOTICED = {
     "will": "it was announced as offline",

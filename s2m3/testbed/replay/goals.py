@@ -13,7 +13,7 @@ from typing import get_args
 
 from broker.protocol.errors import ErrorCode
 from s2m3.testbed.percentiles import percentile
-from s2m3.testbed.replay.report import FaultReport, Report
+from s2m3.testbed.replay.recording import FaultReport, Report
 from s2m3.testbed.replay.scenario import ORCHESTRATOR, Scenario
 from s2m3.testbed.replay.timeline import Signal
 

@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from broker.protocol.sizes import show_count
-from s2m3.testbed.replay.report import Outcome, Recording, Report
+from s2m3.testbed.replay.recording import Outcome, Recording, Report
 from s2m3.testbed.replay.scenario import Scenario
 from s2m3.testbed.replay.timeline import Band, bands
 

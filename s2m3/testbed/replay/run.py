@@ -22,7 +22,7 @@ from s2m3.reference.pictures import DemoRequest
 from s2m3.testbed.observer import Observer, named
 from s2m3.testbed.replay.inject import Injector
 from s2m3.testbed.replay.library import Request, answers, in_order, requests_for, wanted_of_revisions
-from s2m3.testbed.replay.report import Ending, Outcome, Recording
+from s2m3.testbed.replay.recording import Ending, Outcome, Recording
 from s2m3.testbed.replay.requests import FolderRequest, Wanted
 from s2m3.testbed.replay.scenario import Scenario
 from s2m3.testbed.replay.stage import Stage

@@ -15,7 +15,7 @@ from s2m3.bench import soak
 from s2m3.cli.main import main
 from s2m3.testbed.replay import run
 from s2m3.testbed.replay.library import load_scenario
-from s2m3.testbed.replay.report import Outcome, Recording
+from s2m3.testbed.replay.recording import Outcome, Recording
 from s2m3.testbed.replay.scenario import Scenario
 from s2m3.testbed.replay.timeline import Injected
 from s2m3.testbed.site import SiteFailed

@@ -9,7 +9,8 @@ import pytest
 
 from broker.protocol.messages import Route
 from broker.protocol.reports import Candidate, Standing, TaskStatus
-from s2m3.testbed.replay.report import FaultReport, Outcome, Recording, report
+from s2m3.testbed.replay.recording import FaultReport, Outcome, Recording
+from s2m3.testbed.replay.report import report
 from s2m3.testbed.replay.scenario import KINDS, Expect
 from s2m3.testbed.replay.timeline import Injected
 from tests.builders import heartbeat, offline

@@ -20,7 +20,7 @@ from s2m3.testbed.replay import goals
 from s2m3.testbed.replay.goals import Played
 from s2m3.testbed.replay.hostile import OVERSIZED_EVERY, Hostile
 from s2m3.testbed.replay.library import in_order, load_scenario, requests_for
-from s2m3.testbed.replay.report import FaultReport, Report
+from s2m3.testbed.replay.recording import FaultReport, Report
 
 MB = 10**6
 

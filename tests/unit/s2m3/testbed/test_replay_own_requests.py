@@ -16,7 +16,8 @@ from broker.protocol.messages import ErrorBody, Result
 from s2m3.testbed.proxy import LinkShape
 from s2m3.testbed.replay import run, stage
 from s2m3.testbed.replay.library import Request, load_scenario
-from s2m3.testbed.replay.report import Outcome, Recording, report
+from s2m3.testbed.replay.recording import Outcome, Recording
+from s2m3.testbed.replay.report import report
 from s2m3.testbed.replay.requests import FolderRequest, Wanted
 from s2m3.testbed.replay.scenario import Expect, FleetDevice, Scenario
 from s2m3.testbed.site import SiteFailed

@@ -20,7 +20,8 @@ from broker.protocol.messages import (
 )
 from broker.protocol.reports import Standing
 from s2m3.testbed.replay import timeline
-from s2m3.testbed.replay.report import Outcome, Recording, report
+from s2m3.testbed.replay.recording import Outcome, Recording
+from s2m3.testbed.replay.report import report
 from s2m3.testbed.replay.scenario import Expect
 from s2m3.testbed.replay.timeline import Injected
 from s2m3.testbed.sightings import Sighting

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from s2m3.testbed.replay.report import FaultReport, Report
+from s2m3.testbed.replay.recording import FaultReport, Report
 from s2m3.testbed.replay.requests import Expected
 from s2m3.testbed.replay.scenario import KINDS, Expect, Fault, FleetDevice, Load, Scenario, When
 
