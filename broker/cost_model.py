@@ -44,7 +44,6 @@ from broker.protocol.specs import (
     NodeName,
     TaskName,
     TaskSpec,
-    Variant,
 )
 
 
@@ -94,7 +93,7 @@ class RunsModules(Protocol):
 
 
 class Runnable(NamedTuple):
-    """The form in which a device runs a module. Without a ``variant`` it is the module's own, or the device's export.
+    """The form in which a device runs a module: its own weights, the device's export of it, or a variant.
 
     ``key`` is the identity of these weights; None for an export, which only its device knows.
     """
@@ -102,7 +101,6 @@ class Runnable(NamedTuple):
     engine: str
     memory_bytes: int
     key: str | None
-    variant: Variant | None = None
 
 
 def runnable(module: ModuleSpec, device: RunsModules) -> Runnable | None:
@@ -114,7 +112,7 @@ def runnable(module: ModuleSpec, device: RunsModules) -> Runnable | None:
             return Runnable(engine, device.exports[module.measured_key], None)
         for variant in module.variants:
             if variant.engine == engine:
-                return Runnable(engine, variant.memory_bytes, variant.key, variant)
+                return Runnable(engine, variant.memory_bytes, variant.key)
     return None
 
 
@@ -128,13 +126,6 @@ def may_run(task: TaskSpec, device: DeviceSpec) -> bool:
     """Whether a task's nodes may run on a device: the task's ``devices`` and the device's ``tasks`` allow it."""
     devices, tasks = task.allowed_devices, device.allowed_tasks
     return (devices is None or device.id in devices) and (tasks is None or task.task in tasks)
-
-
-def may_hold(module: ModuleSpec, device: DeviceSpec, tasks: Iterable[TaskSpec]) -> bool:
-    """Whether a device can run a copy of a module, has the memory for it, and may, for all tasks that it serves."""
-    form = runnable(module, device)
-    fits = form is not None and form.memory_bytes <= device.memory_bytes
-    return fits and all(may_run(task, device) for task in tasks)
 
 
 class Graph:

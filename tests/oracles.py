@@ -7,10 +7,10 @@ that the search takes the cost model's word for the cost of one placement.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from broker.cost_model import latency_s, source_of
+from broker.cost_model import latency_s, runnable, source_of
 from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleSpec, NodeName, TaskSpec
 from orchestrator.planner.copies import Bars
 from orchestrator.planner.modules import distinct_modules
@@ -148,6 +148,13 @@ def may_run(task: TaskSpec, device: DeviceSpec) -> bool:
     return device.id in (task.devices or (device.id,)) and task.task in (
         (task.task,) if device.tasks is None else device.tasks
     )
+
+
+def may_hold(module: ModuleSpec, device: DeviceSpec, tasks: Iterable[TaskSpec]) -> bool:
+    """Whether a device can run a copy of a module, has the memory for it, and may, for all tasks that it serves."""
+    form = runnable(module, device)
+    fits = form is not None and form.memory_bytes <= device.memory_bytes
+    return fits and all(may_run(task, device) for task in tasks)
 
 
 ENGINE_OF = {"onnx.kind": "onnx", "whisper_ctranslate2.kind": "ctranslate2"}

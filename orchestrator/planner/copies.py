@@ -1,7 +1,7 @@
 """Further copies of a shared module: for tasks that no one device may serve together.
 
-Owns which of its tasks a copy of a module serves, and where the copy may stand (``cost_model.may_hold``). To the
-planner a further copy is a module of its own, with a key of its own. Knows nothing of costs, nor of free memory.
+Owns which of its tasks a copy of a module serves, and where the copy may stand. To the planner a further copy is a
+module of its own, with a key of its own. Knows nothing of costs, nor of free memory.
 
 Invariants:
 - a module has one copy, unless no device may hold it for all of its tasks. Then each task, in the order of their names,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from broker.cost_model import may_hold, may_run
+from broker.cost_model import may_run
 from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceSpec, TaskSpec
 from orchestrator.planner.copies import Constraints, original_key, with_further_copies
@@ -17,7 +17,7 @@ from orchestrator.planner.fleet import Fleet
 from orchestrator.planner.placement import Placement, place_most, refined
 from orchestrator.planner.spares import spares
 from tests import oracles
-from tests.oracles import exhaustive
+from tests.oracles import exhaustive, may_hold
 from tests.strategies import CALMLY, Instance, instances
 
 CONSTRAINED = instances(constrained=True)

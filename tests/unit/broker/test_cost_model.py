@@ -9,7 +9,6 @@ from broker.cost_model import (
     Runnable,
     compute_s,
     latency_s,
-    may_hold,
     memory_bytes,
     objective_s,
     runnable,
@@ -167,7 +166,7 @@ def runs(*engines: str, memory_bytes: int = 1000, **exports: int) -> DeviceSpec:
     [
         (("torch", "ctranslate2"), {}, Runnable("torch", 100, OWN.key)),
         (("torch", "onnx"), {OWN.key: 80}, Runnable("torch", 100, OWN.key)),
-        (("onnx", "torch"), {}, Runnable("onnx", 70, EXPORTED.key, EXPORTED)),
+        (("onnx", "torch"), {}, Runnable("onnx", 70, EXPORTED.key)),
         (("onnx",), {OWN.key: 80}, Runnable("onnx", 80, None)),
         (("ctranslate2",), {OWN.key: 80}, None),
         ((), {}, None),
@@ -179,13 +178,9 @@ def test_a_device_runs_a_module_by_its_first_engine_that_can(
     device = runs(*engines, **exports)
     assert runnable(VARIED, device) == expected
     assert memory_bytes(VARIED, device) == (expected.memory_bytes if expected else 100)
-    assert may_hold(VARIED, device, [TASK]) == (expected is not None)
 
 
 def test_a_device_runs_its_export_of_a_module_that_lists_no_variant() -> None:
-    device = runs("onnx", "torch", memory_bytes=80, **{OWN.key: 80})
-    assert runnable(OWN, device) == Runnable("onnx", 80, None)
-    assert may_hold(OWN, device, [TASK])
-    assert not may_hold(OWN, runs("onnx", memory_bytes=79, **{OWN.key: 80}), [TASK])
+    assert runnable(OWN, runs("onnx", "torch", **{OWN.key: 80})) == Runnable("onnx", 80, None)
     assert runnable(OWN, runs("onnx")) is None
     assert runnable(module("own", family="onnx.encoder"), runs("torch", "onnx")) is not None
