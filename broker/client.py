@@ -170,7 +170,7 @@ class Client:
         return self._submit(task, payload, content_type, deadline_s, traceparent=traceparent)
 
     def submit_given(
-        self, task: str, given: Given, *, deadline_s: float = 30.0, traceparent: str | None = None
+        self, task: str, given: Given, *, deadline_s: float, traceparent: str | None = None
     ) -> Future[Response]:
         """Send a request as ``ask`` does; returns the future of its response.
 

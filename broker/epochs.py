@@ -21,7 +21,7 @@ class DoubtedLeader:
 
     epoch: int
     session: int
-    times: int = 1
+    times: int
 
 
 def doubt(known: int, seen: LeaderState, before: DoubtedLeader | None) -> DoubtedLeader | None:

@@ -44,7 +44,7 @@ CLOSE_S = 1.0  # the longest wait for the present pass, when the agent ends
 log = structlog.get_logger()
 
 
-def hung_after_s(measured_s: float, batch: int = 1) -> float:
+def hung_after_s(measured_s: float, batch: int) -> float:
     """The seconds after which a batch counts as hung; ``measured_s`` is one request's share of a pass."""
     return max(HUNG_S, HUNG_FACTOR * measured_s * batch)
 
@@ -56,7 +56,7 @@ class LostPass:
     runs: tuple[events.Run, ...]  # nodes that are computed together
     since_s: float
     limit_s: float
-    broken: str = ""  # why the accelerator fails; empty: the pass hangs
+    broken: str  # why the accelerator fails; empty: the pass hangs
 
 
 _Work = events.Run | Callable[[], object]

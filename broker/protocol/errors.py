@@ -91,7 +91,7 @@ class TransportError(S2M3Error):
 class NotConnected(TransportError):
     """There is no connection to the broker; state is published again after the reconnection."""
 
-    def __init__(self, reason: str = "no connection to the broker", *, is_absent: bool = False) -> None:
+    def __init__(self, reason: str, *, is_absent: bool = False) -> None:
         self.is_absent = is_absent  # nothing listens or answers there
         super().__init__(reason)
 

@@ -159,7 +159,7 @@ class MqttClient(paho.Client):
         self._packet_queue(MessageType.PUBLISH, packet, packet_id, message.qos, told)  # type: ignore[arg-type]
         return packet_id
 
-    def add_filters(self, filters: Sequence[str], *, sees_retain: bool = False) -> int | None:
+    def add_filters(self, filters: Sequence[str], *, sees_retain: bool) -> int | None:
         """Queue a subscription; returns its packet id."""
         return self.subscribe([(name, SubscribeOptions(qos=1, retainAsPublished=sees_retain)) for name in filters])[1]
 

@@ -42,7 +42,7 @@ def read_retained(connection: Connection, filter_: str, *, client_id: str | None
     return found
 
 
-def write_retained(connection: Connection, messages: Mapping[str, bytes], *, client_id: str | None = None) -> None:
+def write_retained(connection: Connection, messages: Mapping[str, bytes], *, client_id: str | None) -> None:
     """Publish retained messages, or clear those with an empty payload.
 
     Raises:

@@ -175,7 +175,7 @@ def _check_steps(path: Path, use: ExportedUse, signature: Signature, made: Reque
     check_arrays(path, signature, prepared.arrays, use.optional)
 
 
-def check_arrays(path: Path, signature: Signature, arrays: Mapping[str, Array], optional: tuple[str, ...] = ()) -> None:
+def check_arrays(path: Path, signature: Signature, arrays: Mapping[str, Array], optional: tuple[str, ...]) -> None:
     """Check that prepared arrays are those that an ONNX file takes.
 
     Raises:

@@ -36,8 +36,6 @@ from orchestrator.planner.modules import distinct_modules
 from orchestrator.planner.packing import STEPS, SearchLimitReached, least_extra
 from orchestrator.planner.problem import Placement, Problem
 
-__all__ = ["AtHand", "Bars", "Placement", "distinct_modules", "never", "place", "place_most", "refined"]
-
 WORK = 120_000
 """The work of one search, or of one ``place_most``, at most, in units of about 10 microseconds: a second."""
 _STEPS_ALONE = 20_000  # of the search whether a refused task would fit if it were alone
@@ -145,10 +143,10 @@ def place_beside(
     tasks: Sequence[TaskSpec],
     upcoming: Sequence[TaskSpec],
     *,
-    barred: Bars | None = None,
-    at_hand: AtHand | None = None,
+    barred: Bars,
+    at_hand: AtHand | None,
     budget: Budget,
-    search: int = WORK,
+    search: int,
 ) -> tuple[Placement, dict[TaskName, NoDeviceFits]]:
     """Place as many of the ``upcoming`` tasks as fit beside placed ``tasks``, whose modules stay where they are.
 

@@ -17,7 +17,7 @@ from orchestrator.planner.device_rows import sometimes_of
 from orchestrator.planner.explain import brief_reason, reason
 from orchestrator.planner.modules import distinct_modules
 from orchestrator.planner.moves import MoveCosts, free_bytes
-from orchestrator.planner.placement import Placement, place_beside, place_most
+from orchestrator.planner.placement import place_beside, place_most
 from orchestrator.planner.plans import (
     DrainPlan,
     DrainProblem,
@@ -31,6 +31,7 @@ from orchestrator.planner.plans import (
     SparesProblem,
 )
 from orchestrator.planner.preferred import preferred_copies
+from orchestrator.planner.problem import Placement
 from orchestrator.planner.refusals import no_fit_reason
 from orchestrator.planner.spares import spares
 

@@ -45,7 +45,7 @@ class Finding:
     what: str
     state: State
     text: str
-    needed: bool = True
+    needed: bool
 
     @property
     def holds(self) -> bool:

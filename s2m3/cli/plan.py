@@ -18,8 +18,8 @@ from broker.protocol.specs import DeviceId, DeviceSpec, ModuleKey, ModuleName, T
 from orchestrator.planner.copies import original_key, with_further_copies
 from orchestrator.planner.explain import explain
 from orchestrator.planner.modules import distinct_modules
-from orchestrator.planner.placement import Placement
 from orchestrator.planner.preferred import preferred_copies
+from orchestrator.planner.problem import Placement
 from orchestrator.planner.spares import Spares, spares
 from s2m3.bench.placement.solve import SOLVERS, TIME_LIMIT_S, Solution, read, solve
 from s2m3.cli.arguments import add_json, add_what_if, positive_seconds

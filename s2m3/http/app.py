@@ -61,7 +61,7 @@ class Door:
     """The site, the token that clients must show (None: none), and the room for their requests."""
 
     site: Site
-    token: str | None = field(default=None, repr=False)
+    token: str | None = field(repr=False)
     room: Room = field(default_factory=Room)
 
 

@@ -14,7 +14,8 @@ from broker.protocol.specs import DeviceSpec, TaskSpec
 from orchestrator.planner.copies import Constraints, original_key, with_further_copies
 from orchestrator.planner.explain import explain
 from orchestrator.planner.fleet import Fleet
-from orchestrator.planner.placement import Placement, place_most, refined
+from orchestrator.planner.placement import place_most, refined
+from orchestrator.planner.problem import Placement
 from orchestrator.planner.spares import spares
 from tests import oracles
 from tests.oracles import exhaustive, may_hold

@@ -19,8 +19,8 @@ from orchestrator.planner.device_rows import NOWHERE
 from orchestrator.planner.explain import explain
 from orchestrator.planner.fleet import Fleet
 from orchestrator.planner.modules import distinct_modules
-from orchestrator.planner.placement import Placement, place, place_most, refined
-from orchestrator.planner.problem import Problem
+from orchestrator.planner.placement import place, place_most, refined
+from orchestrator.planner.problem import Placement, Problem
 from orchestrator.planner.schedule import TaskSchedule
 from tests.oracles import request_of, simulated_latency_s, size_of
 from tests.strategies import CALMLY, Instance, fleets, instances, modules

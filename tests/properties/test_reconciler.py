@@ -68,8 +68,9 @@ from orchestrator.placement.deployability import MAX_REFUSALS, upcoming_name
 from orchestrator.placement.planner_input import facts_of, with_measured_footprints
 from orchestrator.placement.planning import AGAIN_S
 from orchestrator.placement.revisions import allow_upcoming, served_spec, why_refused
+from orchestrator.planner.budget import never
 from orchestrator.planner.copies import original_key
-from orchestrator.planner.placement import never, place
+from orchestrator.planner.placement import place
 from orchestrator.planner.solve import solve
 from orchestrator.state import Pace, State, initial
 from tests.builders import joined, module, offline, online, part_of, profile

@@ -17,8 +17,9 @@ from orchestrator.planner.device_rows import sometimes_of
 from orchestrator.planner.exact import exact
 from orchestrator.planner.modules import distinct_modules
 from orchestrator.planner.moves import free_bytes
-from orchestrator.planner.placement import Placement, place, place_most, refined
+from orchestrator.planner.placement import place, place_most, refined
 from orchestrator.planner.preferred import preferred_copies
+from orchestrator.planner.problem import Placement
 from orchestrator.planner.spares import Spares, spares
 from tests.oracles import placements
 from tests.strategies import CALMLY, Instance, instances

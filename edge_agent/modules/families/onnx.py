@@ -182,7 +182,7 @@ def _try(path: Path, arrays: Mapping[str, Array], run: Run, labels: int, of: str
         )
 
 
-def _check_given(path: Path, arrays: Mapping[str, Array], run: Run, of: str = "") -> None:
+def _check_given(path: Path, arrays: Mapping[str, Array], run: Run, of: str) -> None:
     """Check that the file takes these arrays."""
     for name, own in run.names.items():
         array, (shape, dtype) = arrays[own], run.session.inputs[name]

@@ -122,7 +122,7 @@ class Recorded:
 class Comparison:
     """The digest that the weights of one load must have, and the one that they have, once it is computed."""
 
-    first_load: FirstLoad | None = None
+    first_load: FirstLoad | None
     found: str | None = None
 
 

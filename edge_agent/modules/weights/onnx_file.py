@@ -206,7 +206,7 @@ class Session(Signature):
 
     name: str
     runs: onnxruntime.InferenceSession
-    mapped: tuple[Mapped, ...] = ()
+    mapped: tuple[Mapped, ...]  # its own ones, beside those of the module's load: it may open long after that
 
     def run(self, arrays: Mapping[str, Array], outputs: tuple[str, ...]) -> dict[str, Array]:
         """Run one forward pass: arrays to the named outputs. An array is converted to the dtype of its input.

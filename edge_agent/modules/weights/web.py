@@ -64,7 +64,7 @@ class Wanted:
 class Web:
     """Fetches files as an agent's settings say."""
 
-    settings: Downloads = field(default_factory=Downloads)
+    settings: Downloads
     sleep: Callable[[float], object] = time.sleep
     _next_s: float = field(default=0.0, init=False)
 

@@ -17,7 +17,8 @@ from broker.files import load_spec
 from broker.protocol.errors import BadFile, NoDeviceFits
 from broker.protocol.specs import DeviceId, DeviceSpec, FleetSpec, ModuleKey, ModuleName, TaskSpec
 from orchestrator.planner.exact import Undecided, exact
-from orchestrator.planner.placement import Placement, place, refined
+from orchestrator.planner.placement import place, refined
+from orchestrator.planner.problem import Placement
 from s2m3.catalogue import Written, load_tasks
 from s2m3.reference.auto_numbers import counted
 from s2m3.testbed.what_if import changed_fleet

@@ -150,7 +150,7 @@ def test_a_link_that_never_answers_or_takes_nothing_changes_nothing() -> None:
     assert silent.probe.on_echo(b"of another", 1.0, 1.0, PROFILE) is None
 
     def refuse(_: Outgoing) -> None:
-        raise NotConnected
+        raise NotConnected("no connection")
 
     refused = LinkProbe(AgentConfig(id="gw-a"), "echo", refuse)
     refused.begin(1, 0.0)

@@ -13,7 +13,8 @@ from broker.protocol.errors import NoDeviceFits
 from broker.protocol.specs import DeviceSpec, TaskSpec
 from orchestrator.planner.exact import Optimum, Undecided, exact
 from orchestrator.planner.packing import packed
-from orchestrator.planner.placement import Placement, place, refined
+from orchestrator.planner.placement import place, refined
+from orchestrator.planner.problem import Placement
 from tests import builders
 from tests.builders import chain
 from tests.oracles import exhaustive

@@ -9,7 +9,8 @@ import pytest
 
 from broker.protocol.errors import NoDeviceFits
 from orchestrator.planner.explain import explain
-from orchestrator.planner.placement import Placement, place, place_most, refined
+from orchestrator.planner.placement import place, place_most, refined
+from orchestrator.planner.problem import Placement
 from tests import builders
 from tests.builders import device, joined
 from tests.oracles import exhaustive
