@@ -42,7 +42,9 @@ from edge_agent.runtime.runner import Runner
 from edge_agent.runtime.store import MAX_WAIT_S, Load, Store
 from edge_agent.state import AgentState
 from orchestrator.events import EndPlanning, PlanFound, RequestPlan
+from orchestrator.planner.placement import place_most
 from orchestrator.planner.plans import PlacementProblem
+from orchestrator.planner.problem import Placement
 from orchestrator.planner.solve import solve
 from orchestrator.planner_process.client import Inbox
 
@@ -252,6 +254,12 @@ def obedient(
     return heartbeat(seq, session, epoch=epoch, generation=generation, **{"modules": held} | fields)
 
 
+def placed(devices: Sequence[DeviceSpec], wanted: Sequence[TaskSpec]) -> tuple[Placement, list[TaskSpec]]:
+    """A placement of those tasks that fit, and these tasks."""
+    placement, refused = place_most(devices, wanted)
+    return placement, [task for task in wanted if task.task not in refused]
+
+
 # --- events, states and messages of an agent ---
 
 
@@ -261,9 +269,9 @@ def assignment(*specs: ModuleSpec, epoch: int = 1, generation: int = 1) -> Assig
     return Assignment(epoch=epoch, generation=generation, modules=modules)
 
 
-def leader(epoch: int, *, online: bool = True) -> OrchestratorState:
+def leader(epoch: int, session: int = 1, *, online: bool = True) -> OrchestratorState:
     """The message of an orchestrator that leads, or goes offline."""
-    return OrchestratorState(epoch=epoch, online=online, session=1)
+    return OrchestratorState(epoch=epoch, online=online, session=session)
 
 
 def agent(device: str, *holds: ModuleSpec, routes: Iterable[Route] = (), compute_s: float | None = None) -> AgentState:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from broker.cost_model import may_run
 from broker.protocol.errors import NoDeviceFits
-from broker.protocol.specs import DeviceSpec, TaskSpec
+from broker.protocol.specs import TaskSpec
 from orchestrator.planner.copies import Constraints, original_key, with_further_copies
 from orchestrator.planner.explain import explain
 from orchestrator.planner.fleet import Fleet
@@ -18,16 +18,11 @@ from orchestrator.planner.placement import place_most, refined
 from orchestrator.planner.problem import Placement
 from orchestrator.planner.spares import spares
 from tests import oracles
+from tests.builders import placed
 from tests.oracles import exhaustive, may_hold
 from tests.strategies import CALMLY, Instance, instances
 
 CONSTRAINED = instances(constrained=True)
-
-
-def served(devices: list[DeviceSpec], wanted: list[TaskSpec]) -> tuple[Placement, list[TaskSpec]]:
-    """A placement of those tasks that fit, and these tasks."""
-    placement, refused = place_most(devices, wanted)
-    return placement, [task for task in wanted if task.task not in refused]
 
 
 def homes_of(placement: Placement, task: TaskSpec) -> Mapping[str, str]:
@@ -42,7 +37,7 @@ def homes_of(placement: Placement, task: TaskSpec) -> Mapping[str, str]:
 def test_every_task_uses_only_devices_where_it_may_run(instance: Instance) -> None:
     devices, _ = instance
     by_id = {device.id: device for device in devices}
-    placement, tasks = served(*instance)
+    placement, tasks = placed(*instance)
     for task in tasks:
         for home in homes_of(placement, task).values():
             assert oracles.may_run(task, by_id[home])
@@ -69,7 +64,7 @@ def test_a_module_has_further_copies_only_where_no_device_may_hold_it_for_all_it
 def test_spares_keep_to_the_constraints_and_no_device_has_two_copies_of_a_module(instance: Instance) -> None:
     devices, _ = instance
     by_id = {device.id: device for device in devices}
-    placement, tasks = served(*instance)
+    placement, tasks = placed(*instance)
     copied = with_further_copies(tasks, placement.further)
     chosen = spares(devices, copied, placement.where)
     there = [(original_key(key), home) for key, home in placement.where.items()]
@@ -85,7 +80,7 @@ def test_spares_keep_to_the_constraints_and_no_device_has_two_copies_of_a_module
 @given(CONSTRAINED)
 def test_an_explanation_gives_a_reason_for_every_other_device(instance: Instance) -> None:
     devices, _ = instance
-    placement, tasks = served(*instance)
+    placement, tasks = placed(*instance)
     for key in placement.where:
         rejected = explain(placement, key).rejected
         assert rejected.keys() == {device.id for device in devices} - {placement.where[key]}
@@ -115,7 +110,7 @@ def test_the_planners_flags_are_the_cost_models_word(instance: Instance) -> None
 @given(CONSTRAINED)
 def test_what_is_placed_stays_when_it_is_placed_again(instance: Instance) -> None:
     devices, wanted = instance
-    placement, tasks = served(devices, wanted)
+    placement, tasks = placed(devices, wanted)
     assert refined(devices, tasks, keep=placement.where).where == placement.where
     again, refused = place_most(devices, wanted, keep=placement.where)
     assert again.where == placement.where

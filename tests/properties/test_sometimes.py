@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from broker.cost_model import may_run, objective_s, runnable, source_of
 from broker.protocol.errors import NoDeviceFits
-from broker.protocol.specs import DeviceSpec, TaskSpec
+from broker.protocol.specs import DeviceSpec
 from orchestrator.planner.copies import original_key, with_further_copies
 from orchestrator.planner.device_rows import sometimes_of
 from orchestrator.planner.exact import exact
@@ -19,8 +19,8 @@ from orchestrator.planner.modules import distinct_modules
 from orchestrator.planner.moves import free_bytes
 from orchestrator.planner.placement import place, place_most, refined
 from orchestrator.planner.preferred import preferred_copies
-from orchestrator.planner.problem import Placement
 from orchestrator.planner.spares import Spares, spares
+from tests.builders import placed
 from tests.oracles import placements
 from tests.strategies import CALMLY, Instance, instances
 
@@ -33,11 +33,6 @@ EQUAL = 1e-9
 def always_on(devices: list[DeviceSpec]) -> list[DeviceSpec]:
     sometimes = sometimes_of(devices)
     return [device for device in devices if device.id not in sometimes]
-
-
-def placed(devices: list[DeviceSpec], wanted: list[TaskSpec]) -> tuple[Placement, list[TaskSpec]]:
-    placement, refused = place_most(devices, wanted)
-    return placement, [task for task in wanted if task.task not in refused]
 
 
 @CALMLY

@@ -58,7 +58,7 @@ from orchestrator.events import (
 from orchestrator.leadership.orders import confirm
 from orchestrator.placement.restore import LARGEST_GENERATION
 from orchestrator.state import State, initial
-from tests.builders import all_of, chain, module, obedient
+from tests.builders import all_of, chain, leader, module, obedient
 from tests.planned import decide_and_plan
 
 REPLY_TO = "s2m3/v1/clients/cam/results/request-1"
@@ -625,10 +625,6 @@ def announcement(site: Site, *, change: int | None = None) -> PublishState:
     assert site.state.link is not None
     change, session = site.state.orders.change if change is None else change, site.state.link.session
     return PublishState(OrchestratorState(epoch=site.state.epoch, online=True, session=session, change=change))
-
-
-def leader(epoch: int, session: int, *, online: bool = True) -> OrchestratorState:
-    return OrchestratorState(epoch=epoch, online=online, session=session)
 
 
 def test_of_two_orchestrators_with_one_epoch_the_lower_session_resigns() -> None:

@@ -13,8 +13,8 @@ from s2m3.testbed.replay.recording import FaultReport, Outcome, Recording
 from s2m3.testbed.replay.report import report
 from s2m3.testbed.replay.scenario import KINDS, Expect
 from s2m3.testbed.replay.timeline import Injected
-from tests.builders import heartbeat, offline
-from tests.unit.s2m3.testbed.test_replay_report import A_DEATH, answer, assignment, holding, leader, seen, served_by
+from tests.builders import heartbeat, leader, offline
+from tests.unit.s2m3.testbed.test_replay_report import A_DEATH, answer, assignment, holding, seen, served_by
 
 DEVICE = ("kill", "switch_off", "pause", "partition", "hang")
 

@@ -15,7 +15,6 @@ from broker.protocol.messages import (
     Assignment,
     Heartbeat,
     HeldModule,
-    OrchestratorState,
     Route,
 )
 from broker.protocol.reports import Standing
@@ -25,7 +24,7 @@ from s2m3.testbed.replay.report import report
 from s2m3.testbed.replay.scenario import Expect
 from s2m3.testbed.replay.timeline import Injected
 from s2m3.testbed.sightings import Sighting
-from tests.builders import encoder_route, heartbeat, module, offline
+from tests.builders import encoder_route, heartbeat, leader, module, offline
 
 MODULE = module("m")
 FAULT_KEYS = {"at_s", "kind", "target", "detected_after_s", "replaced_after_s", "first_answer_after_s"}
@@ -47,10 +46,6 @@ def holding(*ready: str) -> Heartbeat:
 
 def accuse(device: str) -> Heartbeat:
     return heartbeat(2, suspects={device: 0.1})
-
-
-def leader(epoch: int, *, online: bool) -> OrchestratorState:
-    return OrchestratorState(epoch=epoch, online=online, session=1)
 
 
 def seen(*rows: tuple[float, str, Any]) -> list[Sighting]:
