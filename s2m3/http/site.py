@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import Any
 
 import structlog
 
@@ -24,7 +25,6 @@ from broker.protocol.topics import TASK_ROUTE, prefix_of, read
 from broker.transport.connect import connect
 from broker.transport.connection import Connection
 from broker.transport.port import (
-    MAX_PACKET_BYTES,
     Delivery,
     Denied,
     Inbox,
@@ -33,7 +33,6 @@ from broker.transport.port import (
     LinkUp,
     MakeTransport,
     Transport,
-    WillFor,
 )
 from s2m3.http.refusals import UNAVAILABLE, Refusal, no_task, refusal_of
 
@@ -118,12 +117,8 @@ class Site:
         connection: Connection,
         /,
         *,
-        client_id: str,
         inbox: Inbox,
-        will: WillFor | None = None,
-        max_packet_bytes: int = MAX_PACKET_BYTES,
-        gather_s: float = 0.0,
-        sees_retain: bool = False,
+        **options: Any,  # noqa: ANN401 - those of ``MakeTransport``
     ) -> Transport:
         """The client's transport, whose events this class sees first."""
 
@@ -131,15 +126,7 @@ class Site:
             self._see(event)
             inbox(event)
 
-        transport = self._make_transport(
-            connection,
-            client_id=client_id,
-            inbox=see,
-            will=will,
-            max_packet_bytes=max_packet_bytes,
-            gather_s=gather_s,
-            sees_retain=sees_retain,
-        )
+        transport = self._make_transport(connection, inbox=see, **options)
         transport.subscribe(self._filter)
         return transport
 

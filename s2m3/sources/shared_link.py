@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from broker.protocol.topics import RESULTS, TASK_ROUTE, read
 from broker.transport.connection import Connection
 from broker.transport.port import (
-    MAX_PACKET_BYTES,
     Delivery,
     Denied,
     Inbox,
@@ -47,24 +47,12 @@ class SharedLink:
         connection: Connection,
         /,
         *,
-        client_id: str,
         inbox: Inbox,
-        will: WillFor | None = None,  # noqa: ARG002 - a client has none
-        max_packet_bytes: int = MAX_PACKET_BYTES,
-        gather_s: float = 0.0,
-        sees_retain: bool = False,
+        **options: Any,  # noqa: ANN401 - those of ``MakeTransport``
     ) -> SharedLink:
         """The ``make_transport`` of the client."""
         self._client = inbox
-        self._transport = self._make_transport(
-            connection,
-            client_id=client_id,
-            inbox=self._receive,
-            will=self._will,
-            max_packet_bytes=max_packet_bytes,
-            gather_s=gather_s,
-            sees_retain=sees_retain,
-        )
+        self._transport = self._make_transport(connection, inbox=self._receive, **{**options, "will": self._will})
         return self
 
     @property
