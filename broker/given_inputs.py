@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import mimetypes
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +58,18 @@ class Given:
                 "(of a command: --image, --text, --audio)"
             )
         return found
+
+
+def require_all(task: str, found: Collection[str], inputs: Mapping[str, InputSpec]) -> None:
+    """Check that each input of a task without a default has a value.
+
+    Raises:
+        LocalProtocolError: one has none.
+    """
+    for name, spec in inputs.items():
+        if spec.default is None and name not in found:
+            takes, option = described_inputs(inputs), f"--{spec.kind}"
+            raise LocalProtocolError(f"{task} takes {takes}, and {name} is missing: give it (of a command: {option})")
 
 
 def read_given(

@@ -26,7 +26,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from broker.epochs import is_stale
-from broker.given_inputs import Given
+from broker.given_inputs import Given, require_all
 from broker.protocol.codec import encode_request
 from broker.protocol.errors import BrokerRefused, ErrorCode, NotConnected, TransportError
 from broker.protocol.messages import ErrorBody, Route
@@ -273,6 +273,7 @@ class PendingRequests:
         if pending.given and not pending.payload:
             route = self._watches[pending.task].route
             inputs = pending.given.place(pending.task, route.inputs if route else {})
+            require_all(pending.task, inputs, route.inputs if route else {})
             pending.payload, pending.content_type = encode_request(inputs)
         doublings = min(pending.attempts, _MAX_DOUBLINGS)
         pending.next_send_s = now_s + min(self._longest_retry_s, self._first_retry_s * 2**doublings)

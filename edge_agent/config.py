@@ -18,7 +18,15 @@ from edge_agent.modules.weights.allowed import AllowedWeights
 from edge_agent.modules.weights.download_settings import Downloads
 from edge_agent.runtime.accelerator import Wanted
 
-CacheBytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0, le=2**60)]
+
+def _cache_bytes(value: object) -> object:
+    """A size, or ``off``, which YAML reads as false."""
+    if value is True:
+        raise ValueError("must be a size or off: leave it out for the default")
+    return 0 if value is False else parse_bytes(value)
+
+
+CacheBytes = Annotated[int | bool, BeforeValidator(_cache_bytes), Field(ge=0, le=2**60)]
 
 
 class AgentConfig(ConnectionKeys):

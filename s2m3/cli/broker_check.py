@@ -60,7 +60,7 @@ def _deployed(connection: Connection) -> tuple[list[TaskSpec], str | None]:
     """The deployed tasks; or none, and why they can't be read."""
     try:
         with Observer(connection) as observer:
-            observer.wait_for(lambda seen: seen.leads and bool(seen.statuses), KNOWN_S)
+            observer.listen(KNOWN_S)  # nothing says which status is the last one
             tasks = sorted(observer.statuses)
             await_current(observer, *tasks)
             found = {task: observer.revisions(task, KNOWN_S) for task in tasks}

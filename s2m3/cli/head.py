@@ -13,6 +13,7 @@ from broker.protocol.errors import BadFile
 from broker.protocol.sizes import show_bytes
 from edge_agent.modules.weights.hub import DIRECTORY_VARIABLE, models_directory
 from s2m3.cli.arguments import add_connection, connected, positive
+from s2m3.cli.extras import imports_of
 from s2m3.cli.output import print_result
 
 DEPLOY_S = 60.0
@@ -41,8 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train a head and deploy it if asked; 0 when the split and the unsplit task gave equal answers."""
     models = _models_directory(arguments.models)
-    from s2m3.head import rollout  # noqa: PLC0415 - torch, which the arguments do without
-    from s2m3.head.train import Training, train  # noqa: PLC0415 - the same
+    with imports_of("pocket", "head train needs"):
+        from s2m3.head import rollout  # noqa: PLC0415 - torch, which the arguments do without
+        from s2m3.head.train import Training, train  # noqa: PLC0415 - the same
 
     options = ("encoder", "data", "format", "name", "limit", "seed", "regularisation", "out")
     asked = Training(**{name: getattr(arguments, name) for name in options}, models=models)

@@ -18,6 +18,7 @@ from broker.protocol.errors import BadFile, ModuleRefused
 from broker.protocol.sizes import mebibytes, show_bytes, show_count
 from s2m3.catalogue import models
 from s2m3.cli.arguments import add_json
+from s2m3.cli.extras import imports_of
 from s2m3.cli.models_store import add_serve, add_store, serve, store
 from s2m3.cli.output import console, print_result, printable, table
 
@@ -126,7 +127,8 @@ def _print_models(found: list[dict[str, Any]]) -> None:
 
 def inspect(arguments: argparse.Namespace) -> int:
     """Print one model in full."""
-    from s2m3.reference import zoo  # noqa: PLC0415 - torch
+    with imports_of("agent", "models inspect needs"):
+        from s2m3.reference import zoo  # noqa: PLC0415 - torch
 
     print_result(arguments, zoo.details(arguments.name), _print_model)
     return 0
@@ -160,7 +162,8 @@ def write_numbers(arguments: argparse.Namespace) -> int:
 
 def scan(arguments: argparse.Namespace) -> int:
     """Print what checkpoints share; 1 when something is wrong with one, 2 when nothing could be read."""
-    from s2m3.reference import scan as scanner  # noqa: PLC0415 - torch
+    with imports_of("agent", "models scan needs"):
+        from s2m3.reference import scan as scanner  # noqa: PLC0415 - torch
 
     found = scanner.report(scanner.scan([Path(path) for path in arguments.paths], arguments.dtype), arguments.dtype)
     print_result(arguments, found, _print_scan)
@@ -191,7 +194,8 @@ def _print_scan(found: dict[str, Any]) -> None:
 
 def write_random(arguments: argparse.Namespace) -> int:
     """Write a random checkpoint of the real size."""
-    from s2m3.reference import random_weights, zoo  # noqa: PLC0415 - torch
+    with imports_of("agent", "models random needs"):
+        from s2m3.reference import random_weights, zoo  # noqa: PLC0415 - torch
 
     print(random_weights.write(zoo.published(arguments.repository), Path(arguments.into), seed=arguments.seed))
     return 0

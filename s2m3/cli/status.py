@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.watch:
         return _watch(arguments)
     with connected(arguments, sources=True) as observer:
+        observer.follow_all()
         observer.wait_for(lambda seen: seen.leader is not None and seen.has_heartbeats(), HEARTBEATS_S)
         ends = lifetimes(connection)
         document = _document(observer) | (
@@ -140,6 +141,7 @@ def _document(observer: Observer) -> dict[str, object]:
         },
         "tasks": {name: document_of(route) for name, route in sorted(observer.routes.items())},
         "statuses": {name: document_of(status) for name, status in sorted(observer.statuses.items())},
+        "unread": observer.unread,
         "unanswered": document_of(observer.unanswered.get("")) or {"unanswerable": {}},
         "sources": sources_document(observer),
         "last_minute": {
@@ -154,6 +156,7 @@ def _watch(arguments: argparse.Namespace) -> int:
         problem = "shows the site at a terminal only"
         raise BadFile(file="--watch", problem=problem, fix="leave it out, or use s2m3 events --follow --json")
     with suppress(KeyboardInterrupt), connected(arguments, sources=True) as observer:
+        observer.follow_all()
         observer.wait_for(lambda seen: seen.leader is not None and seen.has_heartbeats(), HEARTBEATS_S)
         with Live(console=console(), auto_refresh=False, screen=True) as live:
             while True:
@@ -201,6 +204,8 @@ def shown(observer: Observer) -> Group:
         doors = ", ".join(route.front_door)
         states = "\n".join((state_of(observer, route), *candidate_of(observer, name), *other_weights(observer, name)))
         tasks.add_row(name, states, route.revision or "", doors, "\n".join(places), requests)
+    for name, revision in observer.unread.items():
+        tasks.add_row(name, "deployed, and no orchestrator has read it: start one", revision)
     parts.append(tasks)
     return Group(*parts, *_rest(observer))
 

@@ -73,7 +73,7 @@ CONFIRM_S = 5.0
 FORGET_AGAIN_S = 2.0  # a leader that has just begun hears orders that aren't retained only after its connection
 STALE_REFUSAL_S = 2.0  # the orchestrator decides within milliseconds; a refusal that stands this long is its word
 OF_SOURCES = (SOURCES_STATE, SOURCES_RUNNING, SOURCES_SPARE, SOURCE_ANSWER)
-LATER = (ORCHESTRATOR_UNANSWERED, *OF_SOURCES)  # an old site's rules for an operator may lack these
+LATER = (ORCHESTRATOR_UNANSWERED, TASK_SPEC, *OF_SOURCES)  # an old site's rules for an operator may lack these
 SIGHTINGS = 1_000_000  # kept at most, in some hundred megabytes: four days of three devices
 
 UNDEPLOYED: Revision = ""
@@ -236,6 +236,21 @@ class Observer:
         if task not in self.orders:
             self.orders[task] = []
             self._transport.subscribe(TASK_SPEC.at(self.prefix, task=task))
+
+    def follow_all(self) -> None:
+        """See the orders about all tasks, too; not at a core, where a site has no own ones."""
+        if not self.is_at_core:
+            self._transport.subscribe(TASK_SPEC.filter(self.prefix))
+
+    @property
+    def unread(self) -> dict[TaskName, Revision]:
+        """The deployed revisions of followed tasks that no orchestrator has read; none while one leads."""
+        newest = {task: orders[-1] for task, orders in self.orders.items() if orders[-1:] and not self.leads}
+        return {
+            task: revision
+            for task, revision in sorted(newest.items())
+            if revision and (task not in self.statuses or self.statuses[task].revisions[:1] != (revision,))
+        }
 
     def is_overtaken(self, spec: TaskSpec) -> bool:
         """Whether a followed task got another order after this spec."""

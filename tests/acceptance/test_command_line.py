@@ -89,7 +89,10 @@ def test_errors_exit_1_and_say_what_to_do(s2m3: Run, tmp_path: Path) -> None:
     text.write_text("no picture")
     assert "send a JPEG, PNG or WebP" in s2m3("request", "classify", "--image", str(text), expect=1).stdout
     path = str(picture("coffee.png").path)
-    assert "text is missing" in s2m3("request", "zero-shot", "--image", path, expect=1).stdout
+    missing = s2m3("request", "zero-shot", "--image", path, expect=2).stderr
+    assert missing.endswith(
+        "zero-shot takes image (image), text (text), and text is missing: give it (of a command: --text)\n"
+    )
     assert "s2m3 deploy" in s2m3("request", "nope", "--image", path, expect=1).stdout
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from broker.given_inputs import read_given
+from broker.given_inputs import read_given, require_all
 from broker.protocol.codec import MAX_MESSAGE_BYTES, RawInput
 from broker.protocol.errors import BadFile, ErrorCode, LocalProtocolError, RequestFailed
 from broker.protocol.specs import InputSpec
@@ -97,6 +97,16 @@ def test_what_the_task_does_not_take_is_named(given: dict[str, Any], sentence: s
     with pytest.raises(LocalProtocolError) as raised:
         read_given(**given).place("vqa", VQA)
     assert str(raised.value).startswith(sentence)
+
+
+def test_an_input_without_a_default_that_has_no_value_is_named_before_anything_is_sent() -> None:
+    require_all("vqa", ("photo", "question", "answers"), VQA)
+    optional = InputSpec(kind="text", bytes=9, default="none")
+    require_all("qa", ("photo",), {"photo": VQA["photo"], "context": optional})
+    with pytest.raises(LocalProtocolError) as raised:
+        require_all("vqa", ("photo", "question"), VQA)
+    takes = "vqa takes photo (image), question (text), answers (text)"
+    assert str(raised.value) == f"{takes}, and answers is missing: give it (of a command: --text)"
 
 
 def test_a_file_that_is_no_such_input_is_named_with_the_fix(tmp_path: Path, photo: Path) -> None:

@@ -33,7 +33,7 @@ def test_a_word_that_is_no_availability_is_refused_with_its_line_and_both_words(
         load_spec(file, AgentConfig)
 
 
-@pytest.mark.parametrize(("written", "size_bytes"), [("0", 0), ("16MiB", 16 * 2**20), ("1000", 1000)])
+@pytest.mark.parametrize(("written", "size_bytes"), [("0", 0), ("off", 0), ("16MiB", 16 * 2**20), ("1000", 1000)])
 def test_the_cache_has_a_size_and_0_turns_it_off(tmp_path: Path, written: str, size_bytes: int) -> None:
     assert load_spec(write(tmp_path, f"id: box\ncache: {written}\n"), AgentConfig).cache == size_bytes
 
@@ -46,7 +46,7 @@ def test_cuda_with_onnx_is_refused_with_its_line_and_one_fix(tmp_path: Path) -> 
     )
 
 
-@pytest.mark.parametrize("written", ["-1", "off", "1.5.5MB"])
+@pytest.mark.parametrize("written", ["-1", "on", "1.5.5MB"])
 def test_a_cache_of_another_kind_is_refused_with_its_line(tmp_path: Path, written: str) -> None:
     with pytest.raises(BadFile, match=r"agent\.yaml:2: cache: "):
         load_spec(write(tmp_path, f"id: box\ncache: {written}\n"), AgentConfig)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from broker.protocol.specs import TaskSpec
 from broker.protocol.topics import ORCHESTRATOR_STATE, TASK_REVISION, TASK_ROUTE, TASK_SPEC, TASK_STATUS
 from broker.transport.connection import Connection
 from broker.transport.port import Acknowledged, Delivery, Outgoing
-from s2m3.cli import deploy, rollback, undeploy
+from s2m3.cli import broker_check, deploy, rollback, undeploy
+from s2m3.cli import status as status_command
 from s2m3.cli.main import main
 from s2m3.testbed import observer
 from s2m3.testbed.observer import Observer
@@ -34,11 +36,14 @@ class Broker:
     def __init__(self, inbox: Callable[[Any], None]) -> None:
         self._inbox = inbox
         self.spec: list[Said] = []  # comes when the task's spec is subscribed
+        self.revisions: list[Said] = list(REVISIONS)  # come when revisions are subscribed
         self.then: list[Said] = []  # comes after an order
         self.orders: list[Outgoing] = []
+        self.seen: Observer  # of which it is the transport
 
     def subscribe(self, *filters: str) -> None:
-        self.say(*(self.spec if SPEC in filters else REVISIONS if "/revisions/" in filters[0] else []))
+        specs = {SPEC, TASK_SPEC.filter("s2m3/v1")}
+        self.say(*(self.spec if specs & set(filters) else self.revisions if "/revisions/" in filters[0] else []))
 
     def publish(self, message: Outgoing) -> None:
         self.orders.append(message)
@@ -64,16 +69,20 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
 
     monkeypatch.setattr(observer, "connect", connect)
     seen = Observer(Connection("nowhere"))
+    made[0].seen = seen
+    monkeypatch.setattr(broker_check, "Observer", lambda _: nullcontext(seen))
 
     @contextmanager
-    def connected(_: object) -> Iterator[Observer]:
+    def connected(_: object, **__: object) -> Iterator[Observer]:
         yield seen
 
-    for command in (deploy, rollback, undeploy):
+    for command in (deploy, rollback, undeploy, status_command):
         monkeypatch.setattr(command, "connected", connected)
     for name in ("KNOWN_S", "DEVICE_S", "LEADER_S"):
         monkeypatch.setattr(deploy, name, 0.01)
     monkeypatch.setattr(undeploy, "KNOWN_S", 0.01)
+    monkeypatch.setattr(status_command, "HEARTBEATS_S", 0.01)
+    monkeypatch.setattr(broker_check, "KNOWN_S", 0.01)
     monkeypatch.setattr(deploy, "passes", lambda *_: None)
     return made[0]
 
@@ -137,6 +146,35 @@ def test_a_task_that_no_orchestrator_has_read_is_undeployed(broker: Broker, caps
     assert main(["undeploy", "t"]) == 0
     assert capsys.readouterr().out == "t: undeployed\n"
     assert [(order.topic, order.payload) for order in broker.orders] == [(SPEC, b"")]
+
+
+def test_status_names_a_task_that_no_orchestrator_has_read(broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:
+    broker.spec = [(SPEC, FIRST)]
+    assert main(["status"]) == 1
+    assert capsys.readouterr().out.count("no orchestrator has read it") == 1
+    broker.say(leads(online=False), status(FIRST), route(FIRST))
+    broker.spec = [(SPEC, SECOND)]
+    assert main(["status", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["unread"] == {"t": SECOND.revision}
+    broker.say(status(SECOND, FIRST))
+    main(["status", "--json"])
+    assert json.loads(capsys.readouterr().out)["unread"] == {}
+
+
+def test_a_check_of_the_broker_counts_every_deployed_task(broker: Broker) -> None:
+    others = [chain(name, module("encoder")) for name in ("a", "b", "c")]
+    at = [
+        (topic.at("s2m3/v1", task=each.task), told)
+        for each in others
+        for topic, told in (
+            (TASK_STATUS, TaskStatus(task=each.task, revision=each.revision, revisions=(each.revision,))),
+            (TASK_ROUTE, encoder_route(each.task, revision=each.revision)),
+        )
+    ]
+    broker.say(leads(), *at)
+    broker.revisions = [(TASK_REVISION.at("s2m3/v1", task=each.task, revision=each.revision), each) for each in others]
+    specs, unread = broker_check._deployed(Connection("nowhere"))
+    assert ([spec.task for spec in specs], unread) == (["a", "b", "c"], None)
 
 
 @pytest.mark.parametrize(
