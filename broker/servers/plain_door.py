@@ -112,7 +112,7 @@ def from_5(packet: Packet) -> Packet | None:
 
 def _topic_end(publish: Packet) -> int:
     """Where the topic of a message ends, and the packet's number behind it."""
-    return _field_end(publish.body, 0) + (2 if publish.head & 0b110 else 0)
+    return _field_end(publish.body) + (2 if publish.head & 0b110 else 0)
 
 
 def _connect(body: bytes) -> bytes:
@@ -120,7 +120,7 @@ def _connect(body: bytes) -> bytes:
     if name is None or len(body) < len(name) + 3:
         raise OtherVersion("the client doesn't speak MQTT 3.1.1")
     flags, rest = body[len(name)], body[len(name) + 3 :]
-    end = _field_end(rest, 0)
+    end = _field_end(rest)
     if flags & 0b100:
         rest = _insert(rest, end)  # the properties of its will
     properties = _NO_PROPERTIES if flags & 0b10 else _FOR_EVER
@@ -133,8 +133,8 @@ def _insert(body: bytes, place: int) -> bytes:
     return body[:place] + _NO_PROPERTIES + body[place:]
 
 
-def _field_end(body: bytes, place: int) -> int:
-    end = place + 2 + int.from_bytes(body[place : place + 2], "big")
+def _field_end(body: bytes) -> int:
+    end = 2 + int.from_bytes(body[:2], "big")
     if end > len(body):
         raise RemoteProtocolError("a packet is too short")
     return end

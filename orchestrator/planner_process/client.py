@@ -121,13 +121,13 @@ class PlannerProcess:
 
     def request(self, action: RequestPlan) -> None:
         """Begin with a problem as soon as the one under way has come to its end."""
-        self._tell_to_end(self._number)
+        self._tell_to_end()
         self._number += 1
         self._jobs.put(_Job(self._number, action.ticket, action.problem))
 
     def end(self, action: EndPlanning) -> None:  # noqa: ARG002 - there is only one
         """Let the newest problem come to an end."""
-        self._tell_to_end(self._number)
+        self._tell_to_end()
 
     def close(self) -> None:
         """End the process and the thread."""
@@ -138,10 +138,10 @@ class PlannerProcess:
                 self._process.kill()
         self._thread.join()
 
-    def _tell_to_end(self, number: int) -> None:
+    def _tell_to_end(self) -> None:
         with self._lock:
             if self._process is not None:
-                self._process.end(number)
+                self._process.end(self._number)
 
     # --- the planner's thread ---
 

@@ -40,6 +40,7 @@ LOST_S = 20.0  # without a message
 TOPIC = f"{PREFIX}/hop"
 SENDER, RECEIVER = "gw-a", "gw-c"
 NEED = "image-encoder"
+_REQUEST = "0" * 32
 
 
 class HopLost(Exception):
@@ -51,7 +52,7 @@ def tensors_of(size_bytes: int) -> dict[str, Any]:
     return {"features": np.random.default_rng(0).standard_normal(max(1, size_bytes // 4)).astype(np.float32)}
 
 
-def message(number: int) -> NodeInputs:
+def message() -> NodeInputs:
     """The envelope of the inputs of a head, as an encoder's device sends it."""
     plan = Plan(
         nodes={
@@ -62,7 +63,7 @@ def message(number: int) -> NodeInputs:
         output="head",
     )
     return NodeInputs(
-        request=f"{number:032x}",
+        request=_REQUEST,
         task="zero-shot",
         node="head",
         epoch=1,
@@ -70,7 +71,7 @@ def message(number: int) -> NodeInputs:
         attempt=0,
         coordinator=SENDER,
         deadline_s=DEADLINE_S,
-        reply_to=f"{PREFIX}/clients/bench/results/{number:032x}",
+        reply_to=f"{PREFIX}/clients/bench/results/{_REQUEST}",
         correlation="00" * 16,
         plan=plan,
         payload="0" * 32,
@@ -79,7 +80,7 @@ def message(number: int) -> NodeInputs:
 
 def payload_bytes(size_bytes: int) -> int:
     """The payload of a hop with arrays of this size; paho sends as many bytes."""
-    return len(encode_tensors(message(0), {f"{NEED}/{name}": each for name, each in tensors_of(size_bytes).items()}))
+    return len(encode_tensors(message(), {f"{NEED}/{name}": each for name, each in tensors_of(size_bytes).items()}))
 
 
 class Hops:
@@ -217,7 +218,7 @@ def _send_with_agent(url: str, pipe: Pipe) -> None:
 
     def prepare(size_bytes: int) -> Callable[[], None]:
         arrays = tensors_of(size_bytes)
-        envelope = message(0)
+        envelope = message()
 
         def send() -> None:
             inputs = envelope.model_copy(update={"request": f"{next(numbers):032x}"})

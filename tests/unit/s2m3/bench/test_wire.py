@@ -98,7 +98,7 @@ def test_it_holds_when_each_hop_and_the_requests_do(
 
 def test_paho_sends_as_many_bytes_as_an_agent() -> None:
     arrays = {f"{ends.NEED}/{name}": each for name, each in ends.tensors_of(2048).items()}
-    assert ends.payload_bytes(2048) == len(encode_tensors(ends.message(7), arrays))
+    assert ends.payload_bytes(2048) == len(encode_tensors(ends.message(), arrays))
     assert sum(each.nbytes for each in arrays.values()) == 2048
 
 
