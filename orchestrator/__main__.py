@@ -14,6 +14,7 @@ from broker.process import end_at_once, log_to_stderr, stopped_by_signals
 from broker.protocol.errors import BadFile
 from broker.protocol.messages import LONGEST_INTERVAL_S, SHORTEST_INTERVAL_S
 from broker.service_manager import ServiceManager
+from orchestrator.leadership.leader_files import held_alone
 from orchestrator.service import Orchestrator
 from orchestrator.state import Pace
 
@@ -57,16 +58,18 @@ def run(arguments: argparse.Namespace) -> int:
     """
     end_at_once()
     log_to_stderr(arguments.log_format)
-    orchestrator = Orchestrator(
-        connection_of(arguments),
-        arguments.state_dir or state_directory("--state-dir"),
-        heartbeat_interval_s=arguments.heartbeat_interval,
-        answer_unknown_tasks=arguments.answer_unknown_tasks,
-        pace=Pace(spares=arguments.spares),
-        manager=ServiceManager(os.environ),
-    )
-    with stopped_by_signals(orchestrator.stop, until_stdin_closes=arguments.until_stdin_closes):
-        orchestrator.run()
+    connection, directory = connection_of(arguments), arguments.state_dir or state_directory("--state-dir")
+    with held_alone(directory):
+        orchestrator = Orchestrator(
+            connection,
+            directory,
+            heartbeat_interval_s=arguments.heartbeat_interval,
+            answer_unknown_tasks=arguments.answer_unknown_tasks,
+            pace=Pace(spares=arguments.spares),
+            manager=ServiceManager(os.environ),
+        )
+        with stopped_by_signals(orchestrator.stop, until_stdin_closes=arguments.until_stdin_closes):
+            orchestrator.run()
     return 0
 
 

@@ -8,15 +8,19 @@ Invariants:
 - the epoch only grows, unless its file is damaged: then it goes on from what the broker remembers;
 - the orders count only for the topic prefix that they were stored for: a site is its topics, wherever its broker is.
   One that moved to another address, or lost its memory there, gets them back;
-- no file has a password.
+- no file has a password;
+- one process at a time uses a directory (``held_alone``): two would overwrite each other's orders.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -34,6 +38,9 @@ from orchestrator.leadership.orders import Deployed, Orders, record
 
 WRITE_EVERY_S = 0.1
 """Between two writes of the orders: one waits for the disk, a few milliseconds, or a hundred on an SD card."""
+
+TAKE_S = 3.0
+"""How long a process waits for a directory: the one before may still be on its way out, as after a supervisor's restart."""
 
 _log = structlog.get_logger("orchestrator")
 
@@ -76,6 +83,48 @@ class _StoredTasks(BaseModel):
 
 _SUM = re.compile(rb',"crc32":([0-9]{1,10})}$')  # of all before it; versions that stored none: no such field
 _STORED: TypeAdapter[_StoredOrders | _StoredTasks] = TypeAdapter(_StoredOrders | _StoredTasks)
+
+
+@contextmanager
+def held_alone(folder: Path) -> Iterator[None]:
+    """Hold a state directory for this process alone, until it ends, however it ends; makes the directory.
+
+    Where the file system has no locks, nothing is held.
+
+    Raises:
+        BadFile: another process holds it, or it can't be written.
+    """
+    file = folder / "lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        problem = f"can't be written: {error.strerror}"
+        raise BadFile(file=str(file), problem=problem, fix="name another --state-dir") from error
+    try:
+        _take(lock, folder)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _take(lock: int, folder: Path) -> None:
+    until_s = time.monotonic() + TAKE_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() >= until_s:
+                problem = "another orchestrator on this machine uses this state directory"
+                raise BadFile(
+                    file=str(folder), problem=problem, fix="end that one, or name another --state-dir"
+                ) from error
+            time.sleep(0.05)
+        except OSError as error:
+            _log.warning("state_directory_not_locked", directory=str(folder), reason=error.strerror)
+            return
+        else:
+            return
 
 
 @dataclass(frozen=True)

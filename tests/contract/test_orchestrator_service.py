@@ -1148,6 +1148,21 @@ def test_a_signal_ends_the_process_cleanly(
     assert process.wait(patience_s) == 0
 
 
+def test_one_process_at_a_time_uses_a_state_directory_and_the_next_one_when_that_is_killed(
+    start_process: StartProcess, patience_s: float
+) -> None:
+    first = start_process("one")
+    wait_until_leading(first)
+    second = start_process("one")
+    _, said = second.communicate(timeout=patience_s)
+    assert second.returncode == 2
+    assert "another orchestrator on this machine uses this state directory; end that one, or name" in said
+    assert said.count("\n") == 1
+    first.kill()
+    first.wait(patience_s)
+    assert "leading" in [line["event"] for line in wait_until_leading(start_process("one"))]
+
+
 def test_a_second_process_waits_and_leads_when_the_first_is_killed(
     start_process: StartProcess, patience_s: float
 ) -> None:
