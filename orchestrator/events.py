@@ -124,6 +124,7 @@ class RetainedRouteReceived:
     available: bool
     front_door: bool = False  # whether any device takes the task's requests
     serving: Mapping[ModuleKey, tuple[DeviceId, ...]] = field(default_factory=dict)  # the devices that ran its modules
+    epoch: int = 0  # of the leader that published it
 
     @property
     def entries(self) -> int:

@@ -186,7 +186,8 @@ class Orchestrator:
 
     def _lead(self, waiting: Waiting) -> None:
         """Lead until ``stop`` is called or a newer leader shows up."""
-        last = max(self._files.read_epoch(), waiting.epoch)
+        known = self._files.read_epoch()
+        last = max(known, waiting.epoch)
         epoch, orders = last + 1, waiting.with_revisions(self._files.read_orders(last))
         try:
             self._stored.write(orders)  # before the epoch: it outdates a file of an earlier version
@@ -196,7 +197,7 @@ class Orchestrator:
             return
         self._reports = Reports(self._prefix, self._unsent.too_large)
         self._state = self._begin_term(
-            epoch=epoch, linked_s=waiting.linked_s, orders=orders, is_first=waiting.epoch == 0
+            epoch=epoch, linked_s=waiting.linked_s, orders=orders, is_first=waiting.epoch == 0, copied_epoch=known
         )
         self._clock, self._arrivals.missed = LoopClock(self._longest_step_s), False
         self.resigned, self._heartbeat_at_s = None, time.monotonic()

@@ -233,6 +233,8 @@ class State:
     settles_at_s: float | None = None  # nothing is placed before
     reads_again: bool = False  # until our own announcement is back, behind all that the broker retains
     linked_s: float = -math.inf  # when this process first reached the broker: the broker didn't start later
+    copied_epoch: int = 0  # the last term that our stored copy of the orders can be of; 0 if that isn't known
+    followed_by: int = 0  # the epoch of another orchestrator that led after that term, and ended; until we reconcile
     is_first: bool = False  # whether no orchestrator's word was there before this term, and so no change number
     sessions: tuple[int, ...] = ()  # of our latest links, the present one last
     checks: Checks = field(default_factory=dict)  # of devices that one coordinator suspects
@@ -299,6 +301,7 @@ def initial(
     linked_s: float = -math.inf,
     orders: Orders = NO_ORDERS,
     is_first: bool = False,
+    copied_epoch: int = 0,
 ) -> State:
     """The state at the begin of a term; ``orders`` are those that the state directory has."""
     cluster = Cluster(heartbeat_interval_s, leader_interval_s(heartbeat_interval_s))
@@ -312,4 +315,5 @@ def initial(
         tasks=orders.specs,
         served=orders.served,
         is_first=is_first,
+        copied_epoch=copied_epoch,
     )

@@ -183,7 +183,7 @@ def _route(incoming: topics.Incoming, *, retained: bool) -> events.Event | None:
     if not isinstance(route, Route):
         return events.RetainedRouteReceived(task, available=False)  # it must be overwritten or cleared all the same
     serving = {node.key: tuple(device.device for device in node.devices) for node in route.nodes.values()}
-    return events.RetainedRouteReceived(task, route.unavailable is None, bool(route.front_door), serving)
+    return events.RetainedRouteReceived(task, route.unavailable is None, bool(route.front_door), serving, route.epoch)
 
 
 def _leader_topic(incoming: topics.Incoming, *, retained: bool) -> events.Event | None:

@@ -55,6 +55,8 @@ def on_leader_state(state: State, seen: OrchestratorState) -> tuple[State, list[
         state = _confirm_orders(state, seen)
     elif not state.reconciled and state.link is not None:
         state = _with_broker_change(state, state.link.session, change_of(state.orders, seen))
+        if not seen.online and 0 < state.copied_epoch < seen.epoch < state.epoch:
+            state = replace(state, followed_by=seen.epoch)
     if seen.epoch < state.epoch or not seen.online:
         return state, announce_leadership(state)  # a late will, or a leader that doesn't know us yet, overwrote ours
     if own or state.link is None:

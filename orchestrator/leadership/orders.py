@@ -129,6 +129,11 @@ def confirm(orders: Orders, session: int, change: int) -> Orders:
     return orders if same else replace(orders, session=session, confirmed=change)
 
 
+def next_change(orders: Orders, epoch: int) -> int:
+    """The number of the next change in this term."""
+    return max(orders.change + 1, min(epoch, _LARGEST_FACTOR) * _CHANGES_OF_A_TERM)
+
+
 def record(
     orders: Orders,
     tasks: Mapping[TaskName, TaskSpec],
@@ -154,7 +159,7 @@ def record(
     if not (changed or undeployed or undrained or set(drained) - orders.drains.keys()):
         return orders
     if change is None:
-        change = max(orders.change + 1, min(epoch, _LARGEST_FACTOR) * _CHANGES_OF_A_TERM)
+        change = next_change(orders, epoch)
     deployed = {task: Deployed(spec, change) for task, spec in changed.items()}
     newer = {
         task: last_revisions([spec], kept_revisions.get(task, ()), served=orders.served.get(task))

@@ -113,6 +113,11 @@ def _record(state: State, tasks: Mapping[TaskName, TaskSpec], drained: Collectio
 def _reconcile(state: State, now_s: float) -> tuple[State, list[Action]]:
     drained = state.cluster.drained & state.delivered.drains
     rejected = state.invalid.keys() & state.delivered.tasks
+    if state.followed_by and not state.broker_change:
+        had_settled = any(route.epoch >= state.followed_by for route in state.retained_routes.values())
+        if had_settled:  # so the broker has its orders, though their number is unknown
+            number = orders.next_change(state.orders, state.epoch)
+            state = replace(state, broker_change=number, orders=replace(state.orders, change=number))
     found = orders.reconcile(
         state.orders, state.broker_change, state.delivered, state.tasks, drained, rejected=rejected
     )
@@ -133,6 +138,7 @@ def _reconcile(state: State, now_s: float) -> tuple[State, list[Action]]:
         },
         orders=replace(state.orders, change=change),
         reconciled=True,
+        followed_by=0,
     )
     actions: list[Action] = [
         *map(events.PublishSpec, found.specs),

@@ -585,7 +585,10 @@ class Reconciler(RuleBasedStateMachine):
 
     @rule(name=task_names)
     def undeploy_while_the_link_is_down(self, name: str) -> None:
-        """The broker lives on, and only we don't hear it."""
+        """The broker lives on, and only we don't hear it. A task that came before we settled has no number there yet."""
+        orders = self.state.orders
+        if not self.state.reconciled and name in orders.tasks and orders.tasks[name].change > orders.confirmed:
+            return
         self.feed(LinkDown("lost"))
         self._undeployed(name)
         self.old = [event for event in self.old if not (isinstance(event, TaskDeployed) and event.spec.task == name)]

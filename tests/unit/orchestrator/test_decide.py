@@ -1425,6 +1425,22 @@ def test_an_orchestrator_that_stood_still_takes_nothing_for_lost_that_waits_to_b
     assert site.state.tasks == {"classify": newer}
 
 
+@pytest.mark.parametrize("had_settled", [True, False])
+def test_what_a_later_leader_recorded_counts_though_its_will_has_no_number(had_settled: bool) -> None:  # noqa: FBT001 - pytest passes names
+    before = serving(CLASSIFY, CAPTION, a=200)
+    site, newer = Site(epoch=7), CLASSIFY.model_copy(update={"weight": 2.0})
+    site.state = initial(epoch=7, settle_s=1.5, orders=before.state.orders, copied_epoch=1)
+    site.feed(LinkUp(2))
+    site.feed(leader(6, 9, online=False))
+    site.feed(TaskDeployed(newer, retained=True))  # caption was undeployed while we were away, or is lost
+    site.feed(RevisionReceived("classify", newer.revision, newer))
+    site.feed(RetainedRouteReceived("classify", available=True, epoch=6 if had_settled else 5))
+    restored = all_of(site.settle(), PublishSpec)
+    assert restored == ([] if had_settled else [PublishSpec(CLASSIFY), PublishSpec(CAPTION)])
+    assert [*site.state.orders.specs.values()] == ([newer] if had_settled else [CLASSIFY, CAPTION])
+    assert not had_settled or site.state.orders.change >= 7 * 1024, "the later leader's copy isn't newer"
+
+
 def test_the_first_term_of_a_site_is_announced_at_once_so_that_no_other_orchestrator_leads_too() -> None:
     site = Site(epoch=1)
     site.state = initial(epoch=1, settle_s=1.5, is_first=True)

@@ -42,7 +42,7 @@ def test_a_published_route_is_heard_and_a_retained_one_is_read() -> None:
     assert event_of(PREFIX, Delivery(AT, b"")) == RouteHeard("classify", 0, is_empty=True)
     assert event_of(PREFIX, Delivery(AT, b"", retain=True)) is None
     assert event_of(PREFIX, Delivery(AT, encode(ROUTE), retain=True)) == RetainedRouteReceived(
-        "classify", available=True
+        "classify", available=True, epoch=1
     )
 
 
