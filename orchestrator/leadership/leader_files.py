@@ -40,7 +40,7 @@ WRITE_EVERY_S = 0.1
 """Between two writes of the orders: one waits for the disk, a few milliseconds, or a hundred on an SD card."""
 
 TAKE_S = 3.0
-"""How long a process waits for a directory: the one before may still be on its way out, as after a supervisor's restart."""
+"""How long a process waits for a directory: the one before may still be ending, as after a supervisor's restart."""
 
 _log = structlog.get_logger("orchestrator")
 

@@ -131,7 +131,11 @@ def confirm(orders: Orders, session: int, change: int) -> Orders:
 
 def next_change(orders: Orders, epoch: int) -> int:
     """The number of the next change in this term."""
-    return max(orders.change + 1, min(epoch, _LARGEST_FACTOR) * _CHANGES_OF_A_TERM)
+    return max(orders.change + 1, _first_change(epoch))
+
+
+def _first_change(epoch: int) -> int:
+    return min(epoch, _LARGEST_FACTOR) * _CHANGES_OF_A_TERM
 
 
 def record(
@@ -432,12 +436,16 @@ def _bytes_of(specs: Iterable[TaskSpec]) -> int:
 
 
 def _confirmed(copy: StandbyCopy, leader: OrchestratorState) -> Orders:
-    """The orders up to the leader's number: all that was heard."""
+    """The orders up to the leader's number: all that was heard.
+
+    If it is of an earlier term, and the copy has it, what differs came after it: the leader will number it in a moment.
+    """
     heard = {name: copy.tasks[name] for name in (*copy.orders.tasks, *copy.tasks) if name in copy.tasks}
+    has_all = leader.change == copy.orders.change < _first_change(leader.epoch)
     kept = record(
         copy.orders,
-        {name: spec for name, spec in heard.items() if spec is not None},
-        copy.drained,
+        copy.orders.specs if has_all else {name: spec for name, spec in heard.items() if spec is not None},
+        copy.orders.drained if has_all else copy.drained,
         epoch=leader.epoch,
         session=leader.session,
         change=leader.change,

@@ -585,7 +585,7 @@ class Reconciler(RuleBasedStateMachine):
 
     @rule(name=task_names)
     def undeploy_while_the_link_is_down(self, name: str) -> None:
-        """The broker lives on, and only we don't hear it. A task that came before we settled has no number there yet."""
+        """The broker lives on, and only we don't hear it. A task that came before we settled has no number there."""
         orders = self.state.orders
         if not self.state.reconciled and name in orders.tasks and orders.tasks[name].change > orders.confirmed:
             return

@@ -21,6 +21,7 @@ from orchestrator.events import (
 from orchestrator.leadership.orders import (
     LACKS_AFTER_S,
     NO_ORDERS,
+    Deployed,
     Orders,
     StandbyCopy,
     change_of,
@@ -83,6 +84,17 @@ def test_a_spare_that_stood_still_takes_nothing_for_undeployed_that_waits_to_be_
     assert numbers(list(copy.on_event(says, 13.0).orders.specs.values())) == [1]
     away = StandbyCopy(ours, settle_s=1.0)
     assert away.after_pause(12.0) is away, "its link is down"
+
+
+def test_an_order_that_no_leader_has_numbered_yet_gets_no_number_of_a_time_before_it() -> None:
+    ours = own(1)
+    copy = StandbyCopy(ours, settle_s=1.0).on_event(LinkUp(1), 0.0)
+    copy = copy.on_event(TaskDeployed(SPECS[2]), 0.5)  # while no orchestrator was there
+    leads = LEADS.model_copy(update={"epoch": 2, "change": ours.change})  # it repeats the broker's number first
+    copy = copy.on_event(leads, 2.0)
+    assert copy.orders.specs == ours.specs
+    copy = copy.on_event(leads.model_copy(update={"change": 2048}), 3.0)
+    assert copy.orders.tasks["classify"] == Deployed(SPECS[2], 2048)
 
 
 def test_the_deployed_revision_comes_first_whatever_a_broker_with_an_old_memory_listed_before() -> None:
