@@ -412,6 +412,8 @@ class Client:
         """Subscribe to the watched routes only."""
         try:
             wanted = self._pending.prune_watches(time.monotonic())
+            if wanted == self._watched:
+                return
             if new := [TASK_ROUTE.at(self._prefix, task=task) for task in sorted(wanted - self._watched)]:
                 self._transport.subscribe(*new)
             if old := [TASK_ROUTE.at(self._prefix, task=task) for task in sorted(self._watched - wanted)]:

@@ -279,11 +279,9 @@ class PendingRequests:
         pending.next_send_s = now_s + min(self._longest_retry_s, self._first_retry_s * 2**doublings)
         pending.attempts += 1
         ids = {"client": self._client_id, "request": pending.id}
-        topic = TASK_REQUESTS.at(self._prefix, task=pending.task)
-        if self._names_client:
-            topic = CLIENT_REQUESTS.at(self._prefix, task=pending.task, **ids)
+        named = CLIENT_REQUESTS.at(self._prefix, task=pending.task, **ids) if self._names_client else None
         return Outgoing(
-            topic,
+            named or TASK_REQUESTS.at(self._prefix, task=pending.task),
             pending.payload,
             response_topic=RESULTS.at(self._prefix, **ids),
             correlation=pending.id.encode(),

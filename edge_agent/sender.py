@@ -53,7 +53,7 @@ class Sender:
 
     def send(self, send: events.Send) -> None:
         """Send tensors. ``done`` of a request whose answer is still kept goes after that answer."""
-        if isinstance(send.message, NodeDone) and self._keeps_answer_of(send.message):
+        if self._kept and isinstance(send.message, NodeDone) and self._keeps_answer_of(send.message):
             self._kept.append(send)
             return
         try:

@@ -305,7 +305,8 @@ class Agent:
         try:
             waiting = deque([event])
             while waiting:
-                self._perform(step(self._state, waiting, now_s))
+                if chosen := step(self._state, waiting, now_s):
+                    self._perform(chosen)
         except Exception as error:  # noqa: BLE001 - a bug that one message meets must not end the service of all others
             self._state.dropped["internal_error"] += 1
             self._log.exception("event_failed", event_kind=type(event).__name__)

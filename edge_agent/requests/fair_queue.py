@@ -12,6 +12,7 @@ Of one client's items the earliest deadline goes first, so that a begun request 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from typing import Generic, TypeVar
 
@@ -59,18 +60,18 @@ class FairQueue(Generic[Item]):
     def __init__(self) -> None:
         self.waiting: dict[TaskName, dict[ClientName, dict[Item, float]]] = {}  # -> deadlines; its users only read it
         self._tasks = _Accounts()
-        self._clients: dict[TaskName, _Accounts] = {}
+        self._clients: defaultdict[TaskName, _Accounts] = defaultdict(_Accounts)
 
     def add(self, task: TaskName, item: Item, deadline_s: float, *, client: ClientName = "") -> None:
         """Put an item into the queue."""
         if task not in self.waiting:
             if not self.waiting:
-                self._clients = {}
+                self._clients.clear()
             self._tasks.begin(task, alone=not self.waiting)
             self.waiting[task] = {}
         clients = self.waiting[task]
         if client not in clients:
-            self._clients.setdefault(task, _Accounts()).begin(client, alone=not clients)
+            self._clients[task].begin(client, alone=not clients)
             clients[client] = {}
         clients[client][item] = deadline_s
 
@@ -124,7 +125,7 @@ class FairQueue(Generic[Item]):
     def charge(self, task: TaskName, seconds: float, *, client: ClientName = "") -> None:
         """Add compute time to the accounts of a task and its client; negative seconds correct an earlier charge."""
         self._tasks.charge(task, seconds)
-        self._clients.setdefault(task, _Accounts()).charge(client, seconds)
+        self._clients[task].charge(client, seconds)
 
 
 Flow = tuple[TaskName, ClientName]
