@@ -92,7 +92,7 @@ class Outgoing:
     def packet_bytes(self) -> int:
         """An upper bound of the packet's bytes; brokers limit the packet, not the payload."""
         texts = (self.topic, self.response_topic or "", self.content_type or "", self.traceparent or "")
-        headers = sum(len(text.encode()) for text in texts) + len(self.correlation or b"")
+        headers = sum(map(len, map(str.encode, texts))) + len(self.correlation or b"")
         return len(self.payload) + headers + _PACKET_OVERHEAD_BYTES
 
 
