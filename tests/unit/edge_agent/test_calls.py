@@ -1,4 +1,4 @@
-"""What one request costs an agent that does nothing else, in calls of Python functions.
+"""The cost of one request for an agent that does nothing else, in calls of Python functions.
 
 This code runs once a request in a process that slept, so that each function costs a multiple of what it takes in a
 loop: what counts is how many are called. The bounds have some room, for versions of Python and pydantic differ; more
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 def counted(work: Callable[..., T], *arguments: Any) -> tuple[T, int]:
-    """What a function gives, and how many calls of Python functions it makes, comprehensions and all."""
+    """The value of a function, and how many calls of Python functions it makes, comprehensions and all."""
     calls = 0
 
     def count(_: FrameType, kind: str, __: Any) -> None:
