@@ -341,7 +341,7 @@ class Route(Message):
 
     def plan_on(self, devices: Mapping[NodeName, DeviceId]) -> Plan:
         """The plan with these devices, one for each node. The requests of a task share few plans."""
-        chosen = tuple(devices[name] for name in self.nodes)
+        chosen = tuple(map(devices.__getitem__, self.nodes))
         if (known := self._plans.get(chosen)) is not None:
             return known
         if len(self._plans) >= MAX_KNOWN_PLANS:
@@ -366,7 +366,7 @@ class Route(Message):
     def _plans(self) -> dict[tuple[DeviceId, ...], Plan]:
         return {}
 
-    @property
+    @cached_property
     def complete(self) -> bool:
         """Whether every node has a device."""
         return not self.unavailable and bool(self.front_door) and all(n.devices for n in self.nodes.values())

@@ -312,10 +312,11 @@ def _dispatch(state: AgentState, request: Coordinated, now_s: float, choice: Pla
         state.last_heard_s.setdefault(device, -math.inf)
     doublings = min(request.attempt - request.attempts_lost_to_own_link, 6)
     request.retry_at_s = now_s + timeout_s(expected_s) * 2**doublings
-    logs = [Log("request_sent_again", {"request": request.request, "attempt": request.attempt})]
     sends = [send for name in planned_on if (send := _inputs_for(state, request, request.plan, name, now_s))]
     sends.sort(key=lambda send: sum(map(size_of, send.values.values())))
-    return [*(logs if request.attempt else ()), *sends]
+    if not request.attempt:
+        return [*sends]
+    return [Log("request_sent_again", {"request": request.request, "attempt": request.attempt}), *sends]
 
 
 def _inputs_for(state: AgentState, request: Coordinated, plan: Plan, node: NodeName, now_s: float) -> Send | None:

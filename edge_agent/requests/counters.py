@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -33,30 +33,30 @@ _Counted = Mapping[TaskName, Counter[str | float]]
 class Counters:
     """The counters of all tasks, and those of the last two snapshots."""
 
-    _counted: dict[TaskName, Counter[str | float]] = field(default_factory=dict)
+    _counted: defaultdict[TaskName, Counter[str | float]] = field(default_factory=lambda: defaultdict(Counter))
     _refused: Mapping[TaskName, int] = field(default_factory=dict)  # that were counted, since the start
     _snapshots: deque[_Counted] = field(default_factory=lambda: deque(maxlen=2))
 
     def count_request(self, task: TaskName) -> None:
         """Count a request that arrived; a copy of one in flight doesn't count."""
-        self._counted.setdefault(task, Counter())[REQUESTS] += 1
+        self._counted[task][REQUESTS] += 1
 
     def count_answer(self, task: TaskName, latency_s: float) -> None:
         """Count an answer, and the seconds since its request arrived."""
-        counted = self._counted.setdefault(task, Counter())
+        counted = self._counted[task]
         counted[ANSWERED] += 1
         counted[LATENCY_BOUNDS_S[bisect_left(LATENCY_BOUNDS_S, latency_s)]] += 1
 
     def count_error(self, task: TaskName, code: ErrorCode) -> None:
         """Count a request that ended with an error."""
-        self._counted.setdefault(task, Counter())[code] += 1
+        self._counted[task][code] += 1
 
     def count_refused(self, refused: Mapping[TaskName, int]) -> None:
         """Count the requests that were refused without being read; ``refused`` has all since the start."""
         for task, number in refused.items():
             if not (new := number - self._refused.get(task, 0)):
                 continue  # the counters of an undeployed task may be dropped
-            self._counted.setdefault(task, Counter()).update({REQUESTS: new, ErrorCode.OVERLOADED: new})
+            self._counted[task].update({REQUESTS: new, ErrorCode.OVERLOADED: new})
         self._refused = refused
 
     def total(self) -> dict[TaskName, TaskCounters]:
@@ -72,7 +72,8 @@ class Counters:
     def take_snapshot(self, deployed: Collection[TaskName]) -> None:
         """Remember the present counters. Beyond ``MAX_TASKS`` tasks, drop those of tasks that aren't deployed."""
         if len(self._counted) > MAX_TASKS:
-            self._counted = {task: counted for task, counted in self._counted.items() if task in deployed}
+            for task in [task for task in self._counted if task not in deployed]:
+                del self._counted[task]
         self._snapshots.append({task: counted.copy() for task, counted in self._counted.items()})
 
 
