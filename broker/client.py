@@ -48,7 +48,17 @@ from broker.transport.connect import client_id_for, connect
 from broker.transport.connection import Connection, argument, connection_file, read_connection
 from broker.transport.denials import Denials
 from broker.transport.mailbox import Mailbox
-from broker.transport.port import Delivery, Denied, LinkDown, LinkEvent, LinkUp, MakeTransport, Outgoing, Undelivered
+from broker.transport.port import (
+    Delivery,
+    Denied,
+    LinkDown,
+    LinkEvent,
+    LinkUp,
+    MakeTransport,
+    Outgoing,
+    Subscribed,
+    Undelivered,
+)
 
 log = structlog.get_logger()
 
@@ -354,6 +364,8 @@ class Client:
                 self._pending.on_link_down(
                     reason, is_final=cause == "refused", is_taken=cause == "taken", is_absent=cause == "absent"
                 )
+            case Subscribed(topic):
+                self._pending.on_subscribed(topic, now_s)
             case Undelivered(topic, token=str(request)):
                 self._pending.on_undelivered(request, topic, now_s)
                 self._pending.on_topic_refused(topic, now_s)
@@ -415,7 +427,7 @@ class Client:
             if wanted == self._watched:
                 return
             if new := [TASK_ROUTE.at(self._prefix, task=task) for task in sorted(wanted - self._watched)]:
-                self._transport.subscribe(*new)
+                self._transport.subscribe(*new, confirm=True)
             if old := [TASK_ROUTE.at(self._prefix, task=task) for task in sorted(self._watched - wanted)]:
                 self._transport.unsubscribe(*old)
             self._watched = wanted

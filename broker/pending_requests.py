@@ -35,7 +35,8 @@ from broker.protocol.topics import CLIENT_REQUESTS, REQUESTS, RESULTS, TASK_REQU
 from broker.protocol.trace_context import Traceparent
 from broker.transport.port import Outgoing
 
-ROUTE_WAIT_S = 0.7  # a retained route arrives within milliseconds of the subscription; later means never
+ROUTE_WAIT_S = 0.7  # a retained route arrives within milliseconds of the subscription's acknowledgement, or never
+SLOW_WAIT_S = 5.0  # for the acknowledgement, on a busy machine
 RETURN_WAIT_S = 6.0  # until a restarted broker has the routes again: the orchestrator must reconnect, too
 FIRST_RETRY_S = 1.0  # doubles up to the longest
 LONGEST_RETRY_S = 5.0
@@ -115,7 +116,7 @@ class PendingRequests:
     def add(self, request: PendingRequest, now_s: float) -> None:
         """Add a new request."""
         self._requests[request.id] = request
-        self._watches.setdefault(request.task, _Watch(absent_s=now_s + ROUTE_WAIT_S))
+        self._watches.setdefault(request.task, _Watch(absent_s=now_s + SLOW_WAIT_S))
 
     def on_link_up(self, now_s: float) -> None:
         """The broker publishes its routes again; every request is due, as the old link may have lost it."""
@@ -124,6 +125,14 @@ class PendingRequests:
         for watch in self._watches.values():
             watch.absent_s = now_s + (RETURN_WAIT_S if watch.route or watch.lost else ROUTE_WAIT_S)
         self._expedite(self._requests.values(), now_s)
+
+    def on_subscribed(self, topic: str, now_s: float) -> None:
+        """The broker answered the subscription to a route: it comes now, if there is one."""
+        ids = TASK_ROUTE.match(self._prefix, topic)
+        watch = self._watches.get(ids["task"]) if ids else None
+        if ids and watch and watch.route is None and not watch.lost:
+            watch.absent_s = now_s + ROUTE_WAIT_S
+            self._expedite(self._of_task(ids["task"]), watch.absent_s)
 
     def on_link_down(self, reason: str, *, is_final: bool, is_taken: bool = False, is_absent: bool = False) -> None:
         """There is no link: every route is provisional. A final reason ends the requests: all attempts would fail.

@@ -16,6 +16,7 @@ class Change:
 
     subscribe: bool
     filters: tuple[str, ...]
+    confirm: bool = False  # report with ``port.Subscribed``
 
 
 class Filters:
@@ -27,12 +28,12 @@ class Filters:
         self._accepted = False  # the broker accepted the connection: changes must be sent
         self._changes: deque[Change] = deque()
 
-    def add(self, filters: tuple[str, ...]) -> None:
+    def add(self, filters: tuple[str, ...], *, confirm: bool = False) -> None:
         """Want these, too."""
         with self._lock:
             new = tuple(name for name in dict.fromkeys(filters) if name not in self._wanted)
             self._wanted.update(dict.fromkeys(new))
-            self._change(Change(True, new))
+            self._change(Change(True, new, confirm))
 
     def remove(self, filters: tuple[str, ...]) -> None:
         """Want these no more."""

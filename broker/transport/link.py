@@ -26,7 +26,7 @@ from broker.transport import failures, port
 from broker.transport.connection import Connection
 from broker.transport.dial import Dialer
 from broker.transport.failures import CONNACK, Failure
-from broker.transport.filters import Filters
+from broker.transport.filters import Change, Filters
 from broker.transport.gathering import Gathering
 from broker.transport.keepalive import Keepalive
 from broker.transport.mqtt_client import Limits, MqttClient, Reason
@@ -82,7 +82,7 @@ class Link:
         self._max_packet_bytes, self._sees_retain = max_packet_bytes, sees_retain
         self._accepted = False
         self._limits = Limits(None, None)
-        self._subscribing: dict[int, tuple[str, ...]] = {}  # packet id -> filters without a SUBACK
+        self._subscribing: dict[int, Change] = {}  # packet id -> filters without a SUBACK
         self._sent: dict[int, Outgoing] = {}  # packet id -> not written (QoS 0) or acknowledged (QoS 1)
         self._client = MqttClient(dialer, client_id, self)
         self._stuck = False  # the kernel's send buffer is full
@@ -181,7 +181,7 @@ class Link:
         client = self._client
         for change in self._filters.take():
             if change.subscribe:
-                self._subscribe(change.filters)
+                self._subscribe(change)
             else:
                 self._unsubscribe(change.filters)
         while True:
@@ -200,10 +200,10 @@ class Link:
     def _may_send(self) -> bool:
         return self._client.socket() is not None and len(self._sent) < (self._limits.in_flight or MAX_IN_FLIGHT)
 
-    def _subscribe(self, filters: tuple[str, ...]) -> None:
-        packet = self._client.add_filters(self._taken(filters), sees_retain=self._sees_retain)
+    def _subscribe(self, change: Change) -> None:
+        packet = self._client.add_filters(self._taken(change.filters), sees_retain=self._sees_retain)
         if packet is not None:
-            self._subscribing[packet] = filters
+            self._subscribing[packet] = change
 
     def _unsubscribe(self, filters: tuple[str, ...]) -> None:
         others = self._taken(tuple(name for name in self._filters.wanted if name not in filters))
@@ -237,15 +237,18 @@ class Link:
             self._client.disconnect()  # without the will
             return
         if filters := self._filters.begin():
-            self._subscribe(filters)
+            self._subscribe(Change(True, filters))
         else:
             self._open()
 
     def on_subscribed(self, packet: int, reasons: Sequence[Reason]) -> None:
-        """Report refused filters, and the link once all are answered."""
-        for name, reason in zip(self._subscribing.pop(packet, ()), reasons, strict=False):
+        """Report refused filters, those to be confirmed, and the link once all are answered."""
+        change = self._subscribing.pop(packet, Change(True, ()))
+        for name, reason in zip(change.filters, reasons, strict=False):
             if reason.is_failure:
                 self._emit(port.Denied(name, reason.text))
+            elif self.up and change.confirm:
+                self._emit(port.Subscribed(name))
         if not self._subscribing and not self.up:
             self._open()
 

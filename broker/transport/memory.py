@@ -281,12 +281,13 @@ class MemoryTransport:
         if len(delivery.payload) + len(delivery.topic) <= self.max_packet_bytes:
             self.events.append(delivery)
 
-    def subscribe(self, *filters: str) -> None:
+    def subscribe(self, *filters: str, confirm: bool = False) -> None:
         """Add filters; they are remembered and subscribed again at each connection."""
         with self._broker.changing():
             new = dict.fromkeys(name for name in filters if name not in self.filters)
             self.filters.update(new)
             if self.connected:
+                self.events.extend(map(port.Subscribed, new if confirm else ()))
                 self._broker.send_retained(self, new)
 
     def unsubscribe(self, *filters: str) -> None:

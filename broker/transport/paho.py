@@ -141,9 +141,9 @@ class MqttTransport:
         if link is None or not link.write_now():
             self._wake()
 
-    def subscribe(self, *filters: str) -> None:
+    def subscribe(self, *filters: str, confirm: bool = False) -> None:
         """Add filters, QoS 1; they are remembered and subscribed again at each connection."""
-        self._filters.add(filters)
+        self._filters.add(filters, confirm=confirm)
         self._wake()
 
     def unsubscribe(self, *filters: str) -> None:

@@ -170,7 +170,14 @@ class Acknowledged:
     token: object
 
 
-LinkEvent = Delivery | LinkUp | LinkDown | Undelivered | Denied | Acknowledged
+@dataclass(frozen=True)
+class Subscribed:
+    """The broker accepted a filter with ``confirm`` over a connection that stood already: what it retains comes now."""
+
+    filter: str
+
+
+LinkEvent = Delivery | LinkUp | LinkDown | Undelivered | Denied | Acknowledged | Subscribed
 Inbox = Callable[[LinkEvent], None]
 
 
@@ -203,8 +210,11 @@ class Transport(Protocol):
         Each write wakes the broker, whose answer wakes this process. Only one thread may do so at a time.
         """
 
-    def subscribe(self, *filters: str) -> None:
-        """Add filters, QoS 1; they are remembered and subscribed again at each connection."""
+    def subscribe(self, *filters: str, confirm: bool = False) -> None:
+        """Add filters, QoS 1; they are remembered and subscribed again at each connection.
+
+        With ``confirm``, ``Subscribed`` reports each one that the broker accepts before the next ``LinkUp``.
+        """
 
     def unsubscribe(self, *filters: str) -> None:
         """Remove filters."""

@@ -19,6 +19,7 @@ from broker.transport.port import (
     LinkEvent,
     MakeTransport,
     Outgoing,
+    Subscribed,
     Transport,
     Undelivered,
     WillFor,
@@ -90,10 +91,12 @@ class SharedLink:
         """Nothing: several threads publish here."""
         return nullcontext()
 
-    def subscribe(self, *filters: str) -> None:
+    def subscribe(self, *filters: str, confirm: bool = False) -> None:
         """Add filters; of a route that is read already the last message is delivered again."""
-        self.transport.subscribe(*(each for each in filters if each not in self._routes))
+        self.transport.subscribe(*(each for each in filters if each not in self._routes), confirm=confirm)
         for each in filters:
+            if each in self._routes and confirm:
+                self._client(Subscribed(each))
             if (last := self._routes.get(each)) is not None:
                 self._client(last)
 
@@ -113,7 +116,7 @@ class SharedLink:
 
     def _readers(self, event: LinkEvent) -> tuple[Callable[[LinkEvent], None], ...]:
         match event:
-            case Undelivered():
+            case Undelivered() | Subscribed():
                 return (self._client,)
             case Delivery(topic=topic) | Denied(topic=topic):
                 incoming = read(self._prefix, topic, b"")

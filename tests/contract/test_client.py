@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from broker import pending_requests
 from broker.client import Client, Response
 from broker.pending_requests import FIRST_RETRY_S
 from broker.protocol.codec import SAFETENSORS, RawInput, encode
@@ -315,6 +316,24 @@ def test_an_unknown_task_is_reported_within_a_second(client: Client) -> None:
     assert "s2m3 deploy" in response.result.error.message
 
 
+@pytest.mark.parametrize("place", ["mosquitto"], indirect=True)
+def test_a_task_is_not_unknown_while_the_broker_is_slow_to_answer(
+    client: Client, door: FrontDoor, place: Real, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pending_requests, "ROUTE_WAIT_S", 0.1)
+    monkeypatch.setattr(pending_requests, "SLOW_WAIT_S", NEVER_S)
+    assert code_of(client.request("nope", IMAGE)) == ErrorCode.NO_ROUTE
+    door.serve()
+    place._proxy.cut()
+    pending = client.submit("classify", IMAGE)
+    until(lambda: place._proxy.waiting_bytes[0])  # its subscription is under way
+    with pytest.raises(TimeoutError):
+        pending.result(0.5)
+    monkeypatch.undo()
+    place._proxy.restore()
+    assert pending.result(WAIT_S).ok
+
+
 def test_an_unavailable_task_says_why(client: Client, door: FrontDoor) -> None:
     door.serve(unavailable="no device fits m", front_door=(), nodes={})
     response = client.request("classify", IMAGE)
@@ -415,9 +434,9 @@ def test_the_route_of_an_unserved_task_is_watched_only_while_a_request_waits(
     changes: list[tuple[str, str]] = []
 
     class Recording(MemoryTransport):
-        def subscribe(self, *filters: str) -> None:
+        def subscribe(self, *filters: str, confirm: bool = False) -> None:
             changes.extend(("+", name) for name in filters)
-            super().subscribe(*filters)
+            super().subscribe(*filters, confirm=confirm)
 
         def unsubscribe(self, *filters: str) -> None:
             changes.extend(("-", name) for name in filters)

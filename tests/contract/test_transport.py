@@ -23,6 +23,7 @@ from broker.transport.port import (
     LinkEvent,
     LinkUp,
     Outgoing,
+    Subscribed,
     Transport,
     Undelivered,
     WillFor,
@@ -154,6 +155,17 @@ def test_a_filter_added_while_connected_delivers(connect: Connect, unique_prefix
     transport.subscribe(f"{unique_prefix}/x", f"{unique_prefix}/y")
     transport.publish(Outgoing(f"{unique_prefix}/y", b"later"))
     assert inbox.wait_for(Delivery).payload == b"later"
+
+
+def test_a_filter_is_confirmed_where_that_is_asked_for(connect: Connect, unique_prefix: str) -> None:
+    here, away = f"{unique_prefix}/here", f"{unique_prefix}/away"
+    transport, inbox = connect("a", away)
+    transport.publish(Outgoing(here, b"kept", retain=True))
+    transport.subscribe(here, confirm=True)
+    assert inbox.wait_for(Subscribed).filter == here
+    inbox.wait_for(lambda event: getattr(event, "payload", b"") == b"kept")
+    assert sum(isinstance(event, Subscribed) for event in inbox.events) == 1
+    transport.publish(Outgoing(here, b"", retain=True))
 
 
 def test_what_is_published_together_arrives_in_order_also_if_the_block_fails(

@@ -10,6 +10,7 @@ from broker.pending_requests import (
     LONGEST_RETRY_S,
     RETURN_WAIT_S,
     ROUTE_WAIT_S,
+    SLOW_WAIT_S,
     SOON_S,
     PendingRequest,
     PendingRequests,
@@ -23,6 +24,7 @@ from broker.transport.port import Outgoing
 
 PREFIX = "s2m3/v1"
 START_S = 1000.0
+ROUTE = f"{PREFIX}/tasks/classify/route"
 
 
 def bare_route(
@@ -178,8 +180,23 @@ def test_a_refused_message_is_sent_again_soon_and_does_not_count_as_an_attempt(p
 
 def test_no_route_in_time_means_that_there_is_no_such_task(pending: PendingRequests) -> None:
     assert pending.step("r1", START_S) is None
-    assert due_s(pending) == START_S + ROUTE_WAIT_S
-    assert code_of(pending.step("r1", START_S + ROUTE_WAIT_S)) == ErrorCode.NO_ROUTE
+    pending.on_subscribed(ROUTE, START_S + 0.1)
+    assert due_s(pending) == START_S + 0.1 + ROUTE_WAIT_S
+    assert code_of(pending.step("r1", due_s(pending))) == ErrorCode.NO_ROUTE
+
+
+def test_a_broker_that_is_slow_to_answer_the_subscription_hides_no_task(pending: PendingRequests) -> None:
+    assert pending.step("r1", START_S) is None
+    assert pending.step("r1", START_S + 2.0) is None
+    pending.on_subscribed(ROUTE, START_S + 2.0)
+    pending.on_route("classify", bare_route(), START_S + 2.1)
+    assert isinstance(pending.step("r1", START_S + 2.1), Outgoing)
+
+
+def test_a_broker_that_never_answers_the_subscription_ends_the_wait_all_the_same(pending: PendingRequests) -> None:
+    assert pending.step("r1", START_S) is None
+    assert due_s(pending) == START_S + SLOW_WAIT_S
+    assert code_of(pending.step("r1", START_S + SLOW_WAIT_S)) == ErrorCode.NO_ROUTE
 
 
 def test_the_wait_for_a_route_begins_with_the_link() -> None:
@@ -510,6 +527,7 @@ def test_an_asked_request_names_its_inputs_as_the_route_does_and_keeps_its_bytes
 def test_an_asked_request_is_sent_without_a_route_and_ends_when_nobody_takes_it(pending: PendingRequests) -> None:
     """Mosquitto with a file of rules lets a client subscribe to a route that it may not read."""
     pending.add(asked("r2"), START_S)
+    pending.on_subscribed(ROUTE, START_S)
     now_s = START_S + ROUTE_WAIT_S
     for topic in (CLIENT_REQUESTS, TASK_REQUESTS):
         message = pending.step("r2", now_s)
