@@ -107,7 +107,9 @@ class Site:
         def holds(heard: dict[str, bytes]) -> bool:
             state = heard.get("orchestrator/state")
             leader = decode(OrchestratorState, state) if state else None
-            if leader is None or not leader.online or leader.change != self.stored["change"]:
+            if leader is None or not leader.online or not (self.folder / "tasks.json").exists():
+                return False
+            if leader.change != self.stored["change"]:
                 return False
             kept = {each["spec"]["task"] for each in self.stored["tasks"]}, set(self.stored["drains"])
             retained = named(heard, "spec"), named(heard, "drain")
