@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+import secrets
 import socket
 
 HOST = "127.0.0.1"
+PORTS = range(20_000, 32_768)  # below those that systems give by themselves, so that no connection takes one meanwhile
+_turns = itertools.count(secrets.randbelow(len(PORTS)))  # two processes that begin at once seldom try the same ones
 
 
 def free_port() -> int:
     """A TCP port that is free now; another process may take it before the caller does."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    for turn in itertools.islice(_turns, len(PORTS)):
+        port = PORTS[turn % len(PORTS)]
+        with socket.socket() as probe:
+            try:
+                probe.bind((HOST, port))
+            except OSError:  # it is in use
+                continue
+            return port
+    raise OSError(f"no port of {HOST} from {PORTS.start} to {PORTS.stop - 1} is free")
 
 
 def listens(port: int) -> bool:
