@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
-PATIENCE_S = 30.0 * float(os.environ.get("S2M3_TEST_PATIENCE", "1"))
+PATIENCE_S = 60.0 * float(os.environ.get("S2M3_TEST_PATIENCE", "1"))
 
 
 def until(holds: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
@@ -26,6 +26,6 @@ def until(holds: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
 def run_python(program: str, *arguments: str) -> str:
     """Run a program in a Python process of its own and return its output; fail with its errors when it fails."""
     command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10 * PATIENCE_S, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=4 * PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

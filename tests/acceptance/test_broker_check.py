@@ -280,7 +280,7 @@ def test_an_assignment_that_is_too_large_is_told_by_deploy_and_in_status(
             site.observer.publish(spec)
         until(lambda: site.observer.wait_for(lambda seen: UNDELIVERED in why_of(seen, "gw-a"), 0.1))
         (tmp_path / "last.yaml").write_text(yaml.safe_dump(tasks[-1].model_dump(mode="json", exclude_none=True)))
-        printed = prints("deploy", "--broker", url, "--timeout", PATIENCE_S / 10, tmp_path / "last.yaml", expect=1)
+        printed = prints("deploy", "--broker", url, "--timeout", 3, tmp_path / "last.yaml", expect=1)
         assert f"published, but not served yet: gw-a: {UNDELIVERED}: it has " in printed
         told = json.loads(prints("status", "--broker", url, "--json", expect=1))["devices"]["gw-a"]["standing"]
         assert told["standing"] == "online"

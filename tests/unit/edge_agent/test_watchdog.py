@@ -61,7 +61,7 @@ def process() -> subprocess.Popen[str]:
 def test_a_thread_that_keeps_the_interpreters_lock_ends_the_process_and_its_stack_is_written(
     process: subprocess.Popen[str],
 ) -> None:
-    _, written = process.communicate("hold\n", 4 * PATIENCE_S)
+    _, written = process.communicate("hold\n", 2 * PATIENCE_S)
     assert process.returncode == -signal.SIGPROF
     assert "in keep_the_lock" in written
     assert "in reset" in written
@@ -71,7 +71,7 @@ def test_a_thread_that_keeps_the_interpreters_lock_ends_the_process_and_its_stac
 def test_a_process_whose_threads_run_or_whose_watchdog_is_stopped_computes_as_long_as_it_likes(
     process: subprocess.Popen[str], does: str
 ) -> None:
-    assert process.communicate(f"{does}\n", 4 * PATIENCE_S) == ("", "")
+    assert process.communicate(f"{does}\n", 2 * PATIENCE_S) == ("", "")
     assert process.returncode == 0
 
 
@@ -80,5 +80,5 @@ def test_a_process_that_was_stopped_for_long_goes_on(process: subprocess.Popen[s
     stopped_s = time.monotonic()
     until(lambda: time.monotonic() > stopped_s + 5 * LIMIT_S)
     os.kill(process.pid, signal.SIGCONT)
-    assert process.communicate("compute\n", 4 * PATIENCE_S) == ("", "")
+    assert process.communicate("compute\n", 2 * PATIENCE_S) == ("", "")
     assert process.returncode == 0

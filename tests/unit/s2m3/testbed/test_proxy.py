@@ -169,7 +169,7 @@ def test_connections_share_one_bandwidth_in_turn(far: Far, opened: Open) -> None
 def test_a_sender_waits_when_too_many_bytes_are_under_way(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proxy_module, "MAX_WAITING_BYTES", 100_000)
     proxy, near, far = opened(UNSHAPED)
-    near.settimeout(10 * PATIENCE_S)  # for all the bytes together
+    near.settimeout(4 * PATIENCE_S)  # for all the bytes together
     proxy.cut()
     with ThreadPoolExecutor(1) as pool:
         sending = pool.submit(near.sendall, bytes(40_000_000))  # more than the system's own buffers hold
