@@ -74,6 +74,7 @@ FORGET_AGAIN_S = 2.0  # a leader that has just begun hears orders that aren't re
 STALE_REFUSAL_S = 2.0  # the orchestrator decides within milliseconds; a refusal that stands this long is its word
 OF_SOURCES = (SOURCES_STATE, SOURCES_RUNNING, SOURCES_SPARE, SOURCE_ANSWER)
 LATER = (ORCHESTRATOR_UNANSWERED, TASK_SPEC, *OF_SOURCES)  # an old site's rules for an operator may lack these
+LOOK_S = 0.25  # between two looks of one that waits, at most; more is time in which its process stood still
 SIGHTINGS = 1_000_000  # kept at most, in some hundred megabytes: four days of three devices
 
 UNDEPLOYED: Revision = ""
@@ -188,15 +189,17 @@ class Observer:
     def wait_for(self, holds: Callable[[Self], bool], timeout_s: float) -> bool:
         """Look until something holds, or the time is over; returns whether it holds.
 
-        What arrived in time counts, also where this process was too slow to look at it.
+        What arrived in time counts, also where this process was too slow to look at it; and time in which it stood
+        still doesn't count.
         """
-        until_s = time.monotonic() + timeout_s
+        looked_s, left_s = time.monotonic(), timeout_s
         while not holds(self):
-            remaining_s = until_s - time.monotonic()
-            if remaining_s <= 0:
+            now_s = time.monotonic()
+            left_s, looked_s = left_s - min(now_s - looked_s, LOOK_S), now_s
+            if left_s <= 0:
                 self.look()
                 return holds(self)
-            if item := self._mailbox.get(remaining_s):
+            if item := self._mailbox.get(min(left_s, LOOK_S)):
                 self._see(*item)
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,6 +66,27 @@ def test_what_arrived_in_time_counts_where_the_process_is_too_slow_to_look_at_it
         seen._put(Delivery(DEVICE_HEARTBEAT.at(seen.prefix, device="gw-a"), encode(heartbeat(seq, progress=seq))))
     assert seen.wait_for(lambda site: "gw-a" in site.heartbeats and site.heartbeats["gw-a"].seq == 2, 0.0)
     assert not seen.wait_for(lambda site: "gw-b" in site.heartbeats, 0.0)
+
+
+def test_time_in_which_the_process_stood_still_does_not_count(seen: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its network's thread stood still, too: what came meanwhile is read a moment later."""
+    now_s, waits = 100.0, list[float]()
+
+    def get(wait_s: float) -> tuple[float, Delivery] | None:
+        nonlocal now_s
+        waits.append(wait_s)
+        now_s += 60.0 if len(waits) == 1 else wait_s
+        arrives = len(waits) == 3
+        return (
+            (now_s, Delivery(DEVICE_HEARTBEAT.at(seen.prefix, device="gw-a"), encode(heartbeat()))) if arrives else None
+        )
+
+    monkeypatch.setattr(observer, "time", SimpleNamespace(monotonic=lambda: now_s))
+    monkeypatch.setattr(seen._mailbox, "get", get)
+    assert seen.wait_for(lambda site: "gw-a" in site.heartbeats, 1.0)
+    began_s = now_s
+    assert not seen.wait_for(lambda site: "gw-b" in site.heartbeats, 1.0)
+    assert now_s - began_s == 1.0
 
 
 def test_stale_messages_are_no_evidence(seen: Observer) -> None:
