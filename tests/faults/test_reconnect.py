@@ -295,9 +295,9 @@ def test_a_broker_that_answers_pings_is_kept(scripted: Scripted, transport_to: T
             return b"\xd0\x00"
         return granting(number, kind, body)
 
-    transport_to(scripted(answer).url, keepalive_s=1)
+    transport_to(scripted(answer).url, keepalive_s=2)
     recorder.wait_for(LinkUp)
-    for _ in range(6):  # half a keepalive each: longer than silence would be borne
+    for _ in range(5):  # half a keepalive each: longer than silence would be borne
         assert pings.acquire(timeout=PATIENCE_S)
     assert [type(event) for event in recorder.events] == [LinkUp]
 
