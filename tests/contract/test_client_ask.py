@@ -85,15 +85,15 @@ def test_the_text_is_the_label_the_text_or_the_answer(
     client: Client, door: FrontDoor, output: dict[str, Any], text: str
 ) -> None:
     door.said = {"answer": output}
-    assert client.ask("classify", text="x").answer == text
+    assert client.ask("classify", image=PICTURE, text="x").answer == text
 
 
 def test_several_threads_and_an_event_loop_ask_one_client(client: Client, door: FrontDoor) -> None:
     async def ask() -> list[Answer]:
-        return await asyncio.gather(*(client.ask_async("classify", image=PICTURE) for _ in range(8)))
+        return await asyncio.gather(*(client.ask_async("classify", image=PICTURE, text="x") for _ in range(8)))
 
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: client.ask("classify", image=PICTURE), range(32)))
+        answers = list(pool.map(lambda _: client.ask("classify", image=PICTURE, text="x"), range(32)))
     answers += asyncio.run(ask())
     assert [answer.answer for answer in answers] == ["cat"] * 40
     assert len(door.requests) == len({request.correlation for request in door.requests}) == 40
@@ -102,7 +102,7 @@ def test_several_threads_and_an_event_loop_ask_one_client(client: Client, door: 
 def test_an_error_is_raised_with_its_code_and_its_sentence(client: Client, door: FrontDoor) -> None:
     door.said = {"error": ErrorBody(code=ErrorCode.OVERLOADED, message="ask later", retry_after_s=2.0)}
     with pytest.raises(RequestFailed, match="overloaded: ask later") as raised:
-        client.ask("classify", image=PICTURE)
+        client.ask("classify", image=PICTURE, text="x")
     assert (raised.value.code, raised.value.message, raised.value.retry_after_s) == ("overloaded", "ask later", 2.0)
 
 
@@ -128,7 +128,7 @@ def test_a_wrong_argument_is_raised_before_anything_is_sent(client: Client, door
         with pytest.raises(kind, match=sentence):
             asyncio.run(client.ask_async("classify", **given))
     assert not door.requests
-    assert client.ask("classify", image=PICTURE).answer == "cat"
+    assert client.ask("classify", image=PICTURE, text="x").answer == "cat"
 
 
 def test_a_task_that_nobody_serves_is_named(client: Client, door: FrontDoor) -> None:
