@@ -43,6 +43,8 @@ _Token = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 class PicturePreparation(Spec):
     """How a picture becomes pixels float32 (1, 3, height, width): red, green, blue.
 
+    A user's own ONNX file may take them in another layout (``edge_agent/modules/families/onnx.py``).
+
     The fields apply in this order. All but ``scale`` may be left out.
 
     Args:

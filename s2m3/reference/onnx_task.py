@@ -171,17 +171,33 @@ def _told_by(file: Path, signature: Signature, *, is_classifier: bool) -> dict[s
     """The preparation that follows from a file's inputs."""
     if "input_ids" in signature.inputs or "ids" in signature.inputs:
         return {"text": _tokens_of(file, signature)}
-    shape = next(iter(signature.inputs.values()))[0]
+    shape, dtype = next(iter(signature.inputs.values()))
     match shape:
-        case (_, 3, int(height), int(width)) if len(signature.inputs) == 1:
-            return {"picture": {"size": [height, width]}}
+        case (_, 3, int(height), int(width)) | (_, int(height), int(width), 3) if len(signature.inputs) == 1:
+            return {"picture": {"size": [height, width]} | ({"scale": 1.0} if dtype == "uint8" else {})}
         case (_, int(width)) if is_classifier:
             problem = f"takes rows of {width} numbers, as another node gives them, and not what a sensor sends"
             fix = f"add it to the task file of its encoder by hand ({_PAGE})"
             raise BadFile(file=str(file), problem=problem, fix=fix)
+        case (_, width) if dtype.startswith("float") and len(signature.inputs) == 1:
+            taken = "numbers" if width is None else f"{width} numbers"
+            problem = f"takes rows of {taken}, and no picture, text or sound that a sensor sends becomes that"
+            fix = f"use a network that takes pixels, tokens, or the mel bands of a sound ({_PAGE})"
+            raise BadFile(file=str(file), problem=problem, fix=fix)
     taken = ", ".join(f"{name} {dtype} {show_shape(each)}" for name, (each, dtype) in signature.inputs.items())
+    if len(signature.inputs) > 1:
+        problem = f"takes {taken}, and a picture or a sound is one array"
+        raise BadFile(file=str(file), problem=problem, fix=f"export it with one input ({_PAGE})")
     problem = f"takes {taken}, and its shapes don't tell how a picture, a text or a sound becomes that"
-    raise BadFile(file=str(file), problem=problem, fix=f"say it, such as {_EXAMPLE} ({_PAGE})")
+    raise BadFile(file=str(file), problem=problem, fix=f"say it, such as {_example(shape, dtype)} ({_PAGE})")
+
+
+def _example(shape: tuple[int | None, ...], dtype: str) -> str:
+    match shape:
+        case (_, 1, int(height), int(width)) | (_, int(height), int(width), 1):
+            scale = ", scale: 1" if dtype == "uint8" else ""
+            return f"--prepare 'picture: {{size: [{height}, {width}]{scale}}}'"
+    return _EXAMPLE
 
 
 def _tokens_of(file: Path, signature: Signature) -> dict[str, Any]:

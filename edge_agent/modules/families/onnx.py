@@ -6,8 +6,9 @@
                  (1, d) of an encoder
 
 The file is ``model.onnx`` in the directory of the source; a tokenizer, and a file of labels, lie beside it. It takes
-one array under any name, or tokens under transformers' names; its first output counts. A classifier's numbers that are
-at least 0 and add up to 1 are probabilities; others become probabilities by a softmax.
+one array under any name, or tokens under transformers' names; its first output counts. A picture is laid out as the
+file takes it: colours first or last, three or one (the luma), numbers or bytes. A classifier's numbers that
+are at least 0 and add up to 1 are probabilities; others become probabilities by a softmax.
 
 Everything is checked when the module is loaded, by a pass on sample inputs.
 """
@@ -25,6 +26,7 @@ from pydantic import JsonValue
 
 from broker.protocol.codec import RawInput
 from broker.protocol.errors import ModuleRefused, RequestFailed, first_line
+from broker.protocol.preparation import PicturePreparation
 from broker.protocol.sizes import show_count, show_sizes
 from broker.protocol.specs import ModuleSpec
 from broker.protocol.tensors import Array
@@ -43,6 +45,10 @@ _TOKENS = {"ids": "ids", "input_ids": "ids", "mask": "mask", "attention_mask": "
 _KINDS = "token_type_ids"  # of BERT: which of two texts a token belongs to; here all are of the first
 
 
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601: what Pillow and OpenCV make of a colour as a grey
+_COLOURS = (1, 3)
+
+
 @dataclass(frozen=True)
 class Run:
     """The file's pass: arrays as the steps name them, to its first output."""
@@ -51,10 +57,13 @@ class Run:
     session: Session
     names: Mapping[str, str]  # the file's -> the steps'
     is_classifier: bool
+    picture: PicturePreparation | None = None  # of its input, if that is a picture
 
     def given(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """The arrays as the file names them."""
+        """The arrays as the file names them, and pictures as it takes them."""
         given = {name: arrays[own] for name, own in self.names.items()}
+        if self.picture is not None:
+            given = {name: laid_out(array, self.picture, *self.session.inputs[name]) for name, array in given.items()}
         return given | ({_KINDS: np.zeros_like(arrays["ids"])} if _KINDS in self.session.inputs else {})
 
     def __call__(self, _: object, **arrays: Array) -> dict[str, Array]:
@@ -62,6 +71,25 @@ class Run:
         first = self.session.outputs[0]
         found = self.session.run(self.given(arrays), (first,))[first]
         return {"logits": found, SCORES: probabilities(found)} if self.is_classifier else {FEATURES: found}
+
+
+def laid_out(pixels: Array, prepared: PicturePreparation, shape: Sequence[int | None], dtype: str) -> Array:
+    """Pixels float32 (n, 3, height, width) as a file of this shape and dtype takes them."""
+    if len(shape) != pixels.ndim:
+        return pixels
+    is_last = shape[3] in _COLOURS and shape[1] not in _COLOURS
+    if shape[3 if is_last else 1] == 1:
+        pixels = np.tensordot(_LUMA, pixels, axes=(0, 1))[:, None]
+    if is_last:
+        pixels = pixels.transpose(0, 2, 3, 1)
+    if dtype == "uint8" and gives_bytes(prepared):
+        pixels = pixels.round().clip(0, 255).astype(np.uint8)
+    return np.ascontiguousarray(pixels)
+
+
+def gives_bytes(prepared: PicturePreparation) -> bool:
+    """Whether a picture's numbers stay those from 0 to 255."""
+    return prepared.scale == 1 and not any(prepared.mean) and set(prepared.std) == {1.0}
 
 
 def probabilities(numbers: Array) -> Array:
@@ -102,7 +130,8 @@ def load(spec: ModuleSpec) -> Module:
     answer = Likeliest(labels=labels, most=min(RANKED, len(labels))) if is_classifier else AsItIs()
     made = steps.Steps((need,), answer)
     arrays = _sample(path, made)
-    run = Run(path, session, _names(path, session, tuple(arrays)), is_classifier)
+    picture = spec.prepare.picture if spec.prepare else None
+    run = Run(path, session, _names(path, session, tuple(arrays)), is_classifier, picture)
     _try(path, arrays, run, len(labels))
     _try_other(path, need, run, arrays, len(labels))
     return Module(session, {None: Pass(made, run)}, engine="onnx")
@@ -184,22 +213,29 @@ def _try(path: Path, arrays: Mapping[str, Array], run: Run, labels: int, of: str
 
 def _check_given(path: Path, arrays: Mapping[str, Array], run: Run, of: str) -> None:
     """Check that the file takes these arrays."""
-    for name, own in run.names.items():
-        array, (shape, dtype) = arrays[own], run.session.inputs[name]
+    given = run.given(arrays)
+    for name in run.names:
+        array, (shape, dtype) = given[name], run.session.inputs[name]
         fits = len(shape) == array.ndim and all(a in {None, b} for a, b in zip(shape, array.shape, strict=True))
         if not fits or (np.dtype(dtype).kind == "f") != (array.dtype.kind == "f"):
             raise ModuleRefused(
                 f"{path}: its input {name} is {dtype} {show_shape(shape)}, and prepare gives {array.dtype} "
-                f"{show_shape(array.shape)}{of}{_fix(shape, dtype, array)}"
+                f"{show_shape(array.shape)}{of}{_fix(shape, dtype, run)}"
             )
 
 
-def _fix(shape: Sequence[int | None], dtype: str, array: Array) -> str:
-    """The fix where a file doesn't take what is prepared for it. All pictures are prepared in one layout."""
-    is_picture = array.ndim == 4 and array.shape[1] == 3  # noqa: PLR2004 - (1, 3, height, width)
-    of_pictures = len(shape) == 4 and shape[0] in {None, 1} and shape[1] in {None, 3}  # noqa: PLR2004
-    if is_picture and not (of_pictures and np.dtype(dtype).kind == "f"):
-        return "; no prepare gives a picture another layout or type: export it for float32 (n, 3, height, width)"
+def _fix(shape: Sequence[int | None], dtype: str, run: Run) -> str:
+    """The fix where a file doesn't take what is prepared for it."""
+    if run.picture is None:
+        return ": correct prepare in the task file"
+    if dtype == "uint8" and not gives_bytes(run.picture):
+        return ": write scale: 1, and neither mean nor std, in prepare"
+    of_pictures = len(shape) == 4 and shape[0] in {None, 1} and {shape[1], shape[3]} & {None, *_COLOURS}  # noqa: PLR2004
+    if not of_pictures or (np.dtype(dtype).kind != "f" and dtype != "uint8"):
+        return (
+            "; a picture becomes float32 or uint8, (n, 3, height, width) or (n, height, width, 3), or has 1 in place "
+            "of the 3: export it for that"
+        )
     return ": correct prepare in the task file"
 
 

@@ -232,13 +232,12 @@ def test_a_file_that_a_preparation_or_an_answer_cannot_fit_is_refused_with_the_f
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [
-        (["n", 8, 8, 3], TensorProto.FLOAT),
-        (["n", 1, 8, 8], TensorProto.FLOAT),
+        (["n", 8, 8, 4], TensorProto.FLOAT),
         ([8, 3, 8, 8], TensorProto.FLOAT),
         ([3, 8, 8], TensorProto.FLOAT),
-        (SHAPE, TensorProto.UINT8),
+        (SHAPE, TensorProto.INT32),
     ],
-    ids=["channels-last", "grey", "a-batch-of-8", "no-batch", "bytes"],
+    ids=["four-colours", "a-batch-of-8", "no-batch", "integers"],
 )
 def test_a_file_that_takes_no_picture_of_any_preparation_is_to_be_exported_again(
     directory: Path, shape: list[Any], dtype: int
@@ -246,7 +245,49 @@ def test_a_file_that_takes_no_picture_of_any_preparation_is_to_be_exported_again
     cast = helper.make_node("Cast", ["x"], ["numbers"], to=TensorProto.FLOAT)
     flat = [cast, helper.make_node("Flatten", ["numbers"], ["row"]), FLAT[1]]
     write(directory, shape, flat, math.prod(shape[1:]), dtype)
-    with pytest.raises(ModuleRefused, match=r"another layout or type: export it for float32 \(n, 3, height, width\)$"):
+    with pytest.raises(ModuleRefused, match=r"; a picture becomes float32 or uint8, .*: export it for that$"):
+        load(spec("encoder", prepare=PICTURE))
+
+
+BYTES = {"picture": {"size": [8, 8], "scale": 1}}
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "prepare"),
+    [
+        (["n", 8, 8, 3], TensorProto.FLOAT, PICTURE),
+        (["n", "h", "w", 3], TensorProto.FLOAT, PICTURE),
+        ([1, 1, 8, 8], TensorProto.FLOAT, PICTURE),
+        (["n", 8, 8, 1], TensorProto.FLOAT, PICTURE),
+        (["n", 8, 8, 3], TensorProto.UINT8, BYTES),
+        ([1, 1, 8, 8], TensorProto.UINT8, BYTES),
+    ],
+    ids=["colours-last", "of-any-size", "grey", "grey-last", "bytes", "grey-bytes"],
+)
+def test_a_picture_is_laid_out_as_the_file_takes_it(
+    directory: Path, shape: list[Any], dtype: int, prepare: dict[str, Any]
+) -> None:
+    """The file gives back its input in a row."""
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["row"]),
+        helper.make_node("Cast", ["row"], ["y"], to=TensorProto.FLOAT),
+    ]
+    write(directory, shape, nodes, 1, dtype)
+    drawn = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(drawn).save(file, "PNG")
+    made = Runner().run(load(spec("encoder", prepare=prepare)), [RawInput(file.getvalue(), "image/png")])
+    wanted = drawn if 3 in shape else np.asarray(Image.fromarray(drawn).convert("L"))
+    factor = 1 if prepare is BYTES else 255
+    off = 0 if 3 in shape else 0.51  # Pillow's greys are whole numbers, rounded
+    (row,) = made.tensors["features"] * factor
+    assert row == pytest.approx(wanted.ravel(), abs=off + 1e-4)
+
+
+def test_bytes_are_asked_for_where_a_file_takes_bytes(directory: Path) -> None:
+    cast = [helper.make_node("Cast", ["x"], ["z"], to=TensorProto.FLOAT), helper.make_node("Flatten", ["z"], ["y"])]
+    write(directory, ["n", 8, 8, 3], cast, 1, TensorProto.UINT8)
+    with pytest.raises(ModuleRefused, match=r"prepare gives float32 \(1, 8, 8, 3\): write scale: 1, and neither mean"):
         load(spec("encoder", prepare=PICTURE))
 
 

@@ -116,13 +116,27 @@ def test_an_encoder_of_texts_takes_its_length_from_the_file_or_its_tokenizer(
     assert module["output_bytes"] == 4 * 6 * 4, "four captions of six numbers"
 
 
+def test_a_file_of_bytes_with_the_colours_last_is_told_by_its_shape_and_a_grey_one_is_asked_for(
+    folder: Path, task: Print
+) -> None:
+    nodes = [helper.make_node("Cast", ["x"], ["z"], to=TensorProto.FLOAT), helper.make_node("Flatten", ["z"], ["y"])]
+    save(folder / "model.onnx", {"x": ["n", 6, 8, 3]}, nodes, kind=TensorProto.UINT8)
+    (module,) = yaml.safe_load(task(folder))["modules"].values()
+    assert (module["prepare"], module["output_bytes"]) == ({"picture": {"size": [6, 8], "scale": 1.0}}, 4 * 6 * 8 * 3)
+    save(folder / "model.onnx", {"x": ["n", 1, 6, 8]}, nodes)
+    told = task(folder, expect=2)
+    assert "takes x float32 (any, 1, 6, 8), and its shapes don't tell" in told
+    assert "say it, such as --prepare 'picture: {size: [6, 8]}' (docs" in told
+    assert "output_bytes: 192" in task(folder, "--prepare", "picture: {size: [6, 8]}")
+
+
 def test_what_it_cannot_know_is_asked_for_in_one_line(folder: Path, task: Print) -> None:
     nodes = [helper.make_node("MatMul", ["x", "m"], ["y"])]
     assert "is not there; put it at MODELS/ORG/NAME/model.onnx" in task(folder / "model.onnx", expect=2)
     save(folder / "other.onnx", {"x": ["n", 4]}, nodes, m=(4, 5))
     assert "must be called model.onnx; rename it" in task(folder / "other.onnx", expect=2)
     save(folder / "model.onnx", {"x": ["n", 4]}, nodes, m=(4, 5))
-    assert "takes x float32 (any, 4), and its shapes don't tell how a picture, a text or a sound" in task(
+    assert "takes rows of 4 numbers, and no picture, text or sound that a sensor sends becomes that; use" in task(
         folder, expect=2
     )
     assert "takes rows of 4 numbers, as another node gives them" in task(folder, "--labels", "a,b,c,d,e", expect=2)
