@@ -120,6 +120,11 @@ def test_a_wrong_argument_is_raised_before_anything_is_sent(client: Client, door
         ({"image": b""}, BadFile, "image: is empty; name a file that holds something"),
         ({"photo": PICTURE}, LocalProtocolError, "classify has no input called photo"),
         ({"image": tmp_path / "none.jpg"}, BadFile, "none.jpg: No such file"),
+        (
+            {"image": PICTURE},
+            LocalProtocolError,
+            "classify takes image .image., text .text., and text is missing: give it",
+        ),
         ({"image": PICTURE, "deadline_s": 0}, LocalProtocolError, "deadline_s must be greater than 0"),
     ]
     for given, kind, sentence in wrong:
