@@ -20,7 +20,7 @@ from edge_agent.config import AgentConfig
 from s2m3.bench.requests import requests
 from s2m3.bench.throughput import DEADLINE_S, Inputs, saturate
 from s2m3.export.compare import same_answer
-from s2m3.testbed.percentiles import percentile
+from s2m3.testbed.percentiles import percentiles
 from s2m3.testbed.site import Site, SiteFailed
 
 GOAL = 1.3  # times the answers without batches
@@ -98,9 +98,7 @@ def _saturated(
     pairs = [(alone[number], each.result.answer) for number, each in seen if each.ok]
     return {
         "per_s": per_s,
-        "latency_s": {
-            f"p{share}": percentile([each.latency_s for _, each in seen if each.ok], share) for share in (50, 95)
-        },
+        "latency_s": percentiles([each.latency_s for _, each in seen if each.ok], 50, 95),
         "errors": dict(Counter(str(each.result.error.code) for _, each in seen if each.result.error)),
         "answers": len(pairs),
         "same_answers": sum(same_answer(one, other) for one, other in pairs),

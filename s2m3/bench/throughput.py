@@ -25,7 +25,7 @@ from broker.transport.connection import Connection
 from edge_agent.config import AgentConfig
 from s2m3.catalogue import load_task
 from s2m3.reference.pictures import REQUESTS
-from s2m3.testbed.percentiles import percentile
+from s2m3.testbed.percentiles import percentiles
 from s2m3.testbed.site import Site
 
 FACTORS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
@@ -187,6 +187,6 @@ def _row(outcomes: Mapping[TaskName, Outcome], seconds: float) -> dict[str, Any]
         "goodput_per_s": in_time / seconds,
         "late": sum(each.late for each in outcomes.values()),
         "errors": {str(code): times for code, times in errors.items()},
-        "latency_s": {f"p{share}": percentile(latency_s, share) for share in (50, 95)},
+        "latency_s": percentiles(latency_s, 50, 95),
         "tasks": {task: each.in_time / seconds for task, each in outcomes.items()},
     }

@@ -14,3 +14,8 @@ def percentile(values: Sequence[float], share: float) -> float | None:
     if not values:
         return None
     return sorted(values)[max(0, math.ceil(share / 100 * len(values)) - 1)]
+
+
+def percentiles(values: Sequence[float], *shares: int) -> dict[str, float | None]:
+    """Several of them, by the names that reports give them: ``p50``, ``p95``."""
+    return {f"p{share}": percentile(values, share) for share in shares}

@@ -19,7 +19,7 @@ from broker.servers.mosquitto import MosquittoBroker, find_mosquitto
 from s2m3.bench.wire.agents import Agents
 from s2m3.bench.wire.ends import KINDS, Hops, Kind, payload_bytes
 from s2m3.bench.wire.relays import Relays
-from s2m3.testbed.percentiles import percentile
+from s2m3.testbed.percentiles import percentiles
 
 HOP_GOAL = 1.25  # an agents' hop over one of paho alone
 REQUEST_GOAL = 4.0  # a request over a hop of paho alone: it crosses the broker four times, one after the other
@@ -109,7 +109,7 @@ def _in_turn(takes: Mapping[str, Callable[[], float]], rounds: int, number: int)
 
 def _figures(blocks: Sequence[Sequence[float]]) -> dict[str, Any]:
     seconds = [each for block in blocks for each in block]
-    return {f"p{share}": percentile(seconds, share) for share in (50, 95)}
+    return percentiles(seconds, 50, 95)
 
 
 def _version(broker: EmbeddedBroker | MosquittoBroker) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from broker.protocol.specs import DeviceId, TaskName
-from s2m3.testbed.percentiles import percentile
+from s2m3.testbed.percentiles import percentiles
 from s2m3.testbed.replay import timeline
 from s2m3.testbed.replay.explain import explain
 from s2m3.testbed.replay.recording import FaultReport, Outcome, Recording, Report
@@ -41,7 +41,7 @@ def report(recording: Recording, expect: Expect) -> Report:
         lost=endings["lost"],
         wrong=endings["wrong"],
         duplicates=recording.duplicates,
-        latency_s={f"p{share}": percentile(latencies, share) for share in (50, 95, 99)},
+        latency_s=percentiles(latencies, 50, 95, 99),
         faults=[_fault(recording, position) for position in range(len(recording.faults))],
         moves=len(timeline.moves(recording.sightings, recording.began_s, math.inf)),
         refusals=len(timeline.refusals(recording.sightings, recording.began_s)),
