@@ -7,10 +7,10 @@ from typing import Any
 
 from broker.arguments import count, number
 from broker.protocol.messages import MAX_BATCH
-from s2m3.bench import machine
 from s2m3.catalogue import load_task
 from s2m3.cli.arguments import add_json, add_site_broker, site_broker
-from s2m3.cli.output import console, print_result, show_progress, table, yes_or_no
+from s2m3.cli.bench.measured import cell_of, cells_of, print_measured
+from s2m3.cli.output import console, show_progress, table, yes_or_no
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,9 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
         seconds=arguments.seconds,
         broker=site_broker(arguments) or "mosquitto",
         progress=show_progress,
-    ) | {"machine": machine.description()}
-    print_result(arguments, found, _show)
-    return 0 if found["ok"] else 1
+    )
+    return print_measured(arguments, found, _show)
 
 
 def _show(found: dict[str, Any]) -> None:
@@ -55,15 +54,14 @@ def _show(found: dict[str, Any]) -> None:
     columns = ("answers/s", "p50 ms", "p95 ms", "same answers", "largest difference of a score", "errors")
     made = table("batch", *columns, title=title, right=columns)
     for name, site in (("1", found["without"]), (str(settings["batch"]), found["batched"])):
-        times = (site["latency_s"][each] for each in ("p50", "p95"))
         difference = site["largest_score_difference"]
         made.add_row(
             name,
             f"{site['per_s']:.1f}",
-            *("-" if each is None else f"{1000 * each:.0f}" for each in times),
+            *cells_of(site["latency_s"]),
             f"{site['same_answers']} of {site['answers']}",
             "-" if difference is None else f"{difference:.1e}",
-            ", ".join(f"{code} {times}" for code, times in site["errors"].items()) or "-",
+            cell_of(site["errors"]),
         )
     printed.print(made)
     printed.print(f"batches give {found['ratio']:.2f} times as many answers")

@@ -6,9 +6,9 @@ import argparse
 from typing import Any
 
 from broker.arguments import count
-from s2m3.bench import machine
 from s2m3.cli.arguments import add_json, add_site_broker, site_broker
-from s2m3.cli.output import console, print_result, show_progress, table, yes_or_no
+from s2m3.cli.bench.measured import print_measured
+from s2m3.cli.output import console, show_progress, table, yes_or_no
 
 CACHE_BYTES = 16 * 2**20
 
@@ -29,9 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
         cache_bytes=CACHE_BYTES,
         broker=site_broker(arguments) or "mosquitto",
         progress=show_progress,
-    ) | {"machine": machine.description()}
-    print_result(arguments, found, _show)
-    return 0 if found["ok"] else 1
+    )
+    return print_measured(arguments, found, _show)
 
 
 def _show(found: dict[str, Any]) -> None:

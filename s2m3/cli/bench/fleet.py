@@ -7,10 +7,10 @@ from typing import Any
 
 from broker.arguments import count, number
 from broker.protocol.sizes import show_bytes, show_count
-from s2m3.bench import machine
 from s2m3.cli.arguments import add_json
+from s2m3.cli.bench.measured import print_measured
 from s2m3.cli.extras import imports_of
-from s2m3.cli.output import console, print_result, show_progress, table
+from s2m3.cli.output import console, show_progress, table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,10 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
         failures=not arguments.steady,
         all_subscriptions=arguments.all_subscriptions,
     )
-    found = measure(settings, show_progress) | {"machine": machine.description()}
+    found = measure(settings, show_progress)
     show_progress("")
-    print_result(arguments, found, _show)
-    return 0 if found["ok"] else 1
+    return print_measured(arguments, found, _show)
 
 
 def _show(found: dict[str, Any]) -> None:

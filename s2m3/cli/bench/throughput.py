@@ -6,9 +6,9 @@ import argparse
 from typing import Any
 
 from broker.arguments import count, number
-from s2m3.bench import machine
 from s2m3.cli.arguments import add_json, add_site_broker, site_broker
-from s2m3.cli.output import console, print_result, show_progress, table
+from s2m3.cli.bench.measured import cell_of, cells_of, print_measured
+from s2m3.cli.output import console, show_progress, table
 from s2m3.testbed import NO_CACHE
 
 
@@ -36,9 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
         deadline_s=arguments.deadline,
         broker=site_broker(arguments) or "mosquitto",
         progress=show_progress,
-    ) | {"machine": machine.description()}
-    print_result(arguments, found, _show)
-    return 0 if found["ok"] else 1
+    )
+    return print_measured(arguments, found, _show)
 
 
 def _show(found: dict[str, Any]) -> None:
@@ -49,14 +48,13 @@ def _show(found: dict[str, Any]) -> None:
     )
     made = table("load", "offered/s", "answered in time/s", "p50 ms", "p95 ms", "late", "errors", title=title)
     for row in found["loads"]:
-        times = (row["latency_s"][name] for name in ("p50", "p95"))
         made.add_row(
             f"{row['factor']:g}x",
             f"{row['offered_per_s']:.1f}",
             f"{row['goodput_per_s']:.1f}",
-            *("-" if each is None else f"{1000 * each:.0f}" for each in times),
+            *cells_of(row["latency_s"]),
             str(row["late"]),
-            ", ".join(f"{code} {times}" for code, times in row["errors"].items()) or "-",
+            cell_of(row["errors"]),
         )
     printed = console()
     printed.print(made)

@@ -6,9 +6,9 @@ import argparse
 from typing import Any
 
 from broker.arguments import count
-from s2m3.bench import machine
 from s2m3.cli.arguments import add_json
-from s2m3.cli.output import console, print_result, show_progress, table
+from s2m3.cli.bench.measured import print_measured
+from s2m3.cli.output import console, show_progress, table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,9 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
         rounds=arguments.rounds,
         hops=arguments.hops,
         progress=show_progress,
-    ) | {"machine": machine.description()}
-    print_result(arguments, found, _show)
-    return 0 if found["ok"] else 1
+    )
+    return print_measured(arguments, found, _show)
 
 
 def _show(found: dict[str, Any]) -> None:
